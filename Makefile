@@ -1,0 +1,44 @@
+# The course on a fresh machine: `make lab` to read it, `make test` to check it. A bare `make` lists everything.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PORT ?= 8888
+BROWSER ?= yes
+TESTS ?= notebooks tests
+BENCH ?=
+VENV := .venv
+BIN := $(VENV)/bin
+
+# the kernels of this environment come first, whatever else Jupyter finds on the machine
+export JUPYTER_PREFER_ENV_PATH := 1
+
+.PHONY: help setup lab test figures bench clean
+
+help:  ## list what can be made
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.complete  ## make .venv with everything in requirements.txt (again only when that file changes)
+
+lab: setup  ## open the course in JupyterLab (PORT=8888, BROWSER=no for a machine without a screen)
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --port $(PORT) \
+		$(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root) \
+		notebooks/00_start_here.ipynb
+
+test: setup  ## run every notebook and every test (TESTS=notebooks/08_flash_attention_triton.ipynb for one)
+	$(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
+
+figures: setup  ## draw figures/*.svg again
+	$(BIN)/python figures/draw.py
+
+bench: setup  ## measure on this machine's NVIDIA GPU, into figures/<device>/ (BENCH="vector_add" for one suite)
+	$(BIN)/python -m helpers.bench $(BENCH)
+
+clean:  ## remove .venv and everything that was built
+	rm -rf $(VENV) CUDA/build .pytest_cache .hypothesis
+	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+
+$(VENV)/.complete: requirements.txt
+	@$(PYTHON) helpers/check_system.py
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
