@@ -1,0 +1,100 @@
+"""Checks for the exercises: one function per operation, each a list of named properties.
+
+A check calls your function on inputs of its own, prints a line per property, and says what differed and where. It never
+raises: a stub reads "not attempted yet", an exception is a failed property. Memory from `empty` and `empty_like` is
+filled with NaN meanwhile, so that an output element nobody wrote is seen. Each property has inputs on which one kind of
+mistake shows, and only that one.
+"""
+import torch
+
+from helpers.check_attention import attention  # noqa: F401  (a check like the others, long enough for its own module)
+from helpers.device import DEVICE
+from helpers.properties import difference, properties, unwritten
+
+def _vectors(arguments, expected):
+    """The properties of an operation on vectors: arguments(n) makes the inputs, expected(*inputs) the right result."""
+    def agrees(*lengths):
+        def case(fn):
+            for n in lengths:
+                inputs = arguments(n)
+                want = expected(*inputs)
+                problem = difference(fn(*inputs), want)
+                if problem:
+                    return f"length {n}: {problem}"
+            return ""
+        return case
+
+    def written(fn):
+        for n in (1, 31, 1000, 1024, 4097):
+            problem = unwritten(fn(*arguments(n)))
+            if problem:
+                return f"length {n}: {problem}"
+        return ""
+
+    def untouched(fn):
+        inputs = arguments(1024)
+        before = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
+        fn(*inputs)
+        changed = [i for i, (x, y) in enumerate(zip(inputs, before)) if isinstance(x, torch.Tensor) and not x.equal(y)]
+        return f"argument {changed[0] + 1} was changed" if changed else ""
+
+    return [("the values are right", agrees(1024, 4096)),
+            ("a length that is no multiple of the block", agrees(31, 1000, 4097)),
+            ("a single element", agrees(1)),
+            ("an empty vector", agrees(0)),
+            ("every output element is written", written),
+            ("the inputs are left as they were", untouched)]
+
+
+def _random(*shape):
+    return torch.randn(*shape, device=DEVICE)
+
+
+VECTOR_ADD = _vectors(lambda n: (_random(n), _random(n)), lambda x, y: x + y)
+SCALE_ADD = _vectors(lambda n: (2.5, _random(n), _random(n)), lambda a, x, y: a * x + y)
+REVERSE = _vectors(lambda n: (_random(n),), lambda x: x.flip(0))
+BLOCK_SUMS = _vectors(lambda n: (_random(n), 128), lambda x, block: torch.stack([c.sum() for c in x.split(block)])
+                      if len(x) else x)
+
+
+def vector_add(fn):
+    """fn(x, y) returns x + y, for float32 tensors [n]."""
+    properties("vector_add", VECTOR_ADD, fn)
+
+
+def scale_add(fn):
+    """fn(a, x, y) returns a * x + y, for a number a and float32 tensors [n]."""
+    properties("scale_add", SCALE_ADD, fn)
+
+
+def reverse(fn):
+    """fn(x) returns x from its last element to its first, for a float32 tensor [n]."""
+    properties("reverse", REVERSE, fn)
+
+
+def block_sums(fn):
+    """fn(x, block) returns the sum of each stretch of `block` elements of a float32 tensor [n]: [ceil(n / block)]."""
+    properties("block_sums", BLOCK_SUMS, fn)
+
+
+# ---------------------------------------------------------------- grids
+
+def _counts(*cases):
+    def case(fn):
+        for n, block, want in cases:
+            got = fn(n, block)
+            if got != want:
+                return f"cdiv({n}, {block}) is {got}, expected {want}"
+        return ""
+    return case
+
+
+CDIV = [("a length that is a multiple of the block", _counts((8, 4, 2), (1024, 256, 4))),
+        ("a length that is no multiple of the block", _counts((9, 4, 3), (11, 4, 3), (1, 1024, 1))),
+        ("nothing to do needs no block", _counts((0, 4, 0))),
+        ("lengths too long for a float", _counts((2**60 + 1, 2, 2**59 + 1)))]
+
+
+def cdiv(fn):
+    """fn(n, block) returns how many blocks of that size cover n elements."""
+    properties("cdiv", CDIV, fn)

@@ -1,0 +1,79 @@
+"""Compile a lesson's Triton kernel for any NVIDIA GPU, without having one, and read what came out."""
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 90,
+                   num_warps: int = 4, num_stages: int = 3) -> dict:
+    """Compile `kernel` of `lesson` for compute capability `capability` (80: A100, 90: H100 and H200, 100: B200).
+
+    `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16, an int
+    or a float for a number, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, an int of 1
+    becomes a constant and multiples of 16 are promised to the compiler.
+
+    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
+    the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
+    """
+    request = dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
+                   num_warps=num_warps, num_stages=num_stages)
+    # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-m", "helpers.cubin"], input=json.dumps(request), text=True,
+                          capture_output=True, env=env, cwd=ROOT)
+    if done.returncode:
+        raise RuntimeError(f"{kernel} did not compile for sm_{capability}: {done.stderr.strip()[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
+    """The work of `compile_kernel`, in a process where the interpreter is off."""
+    from helpers import notebook
+    import triton
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fn = getattr(notebook.load(lesson), kernel)
+    types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
+    signature, constants, attributes = {}, {}, {}
+    for index, parameter in enumerate(fn.params):
+        value = arguments[parameter.name]
+        is_int = isinstance(value, int) and not isinstance(value, bool)
+        if parameter.is_constexpr or (is_int and value == 1):
+            signature[parameter.name] = "constexpr"
+            constants[parameter.name] = types.get(value, value) if isinstance(value, str) else value
+        elif isinstance(value, str):
+            signature[parameter.name] = value
+        else:
+            signature[parameter.name] = "i32" if is_int else "fp32"
+        if signature[parameter.name].startswith("*") or (signature[parameter.name] == "i32" and value % 16 == 0):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(ASTSource(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
+                              options=dict(num_warps=num_warps, num_stages=num_stages))
+    usage, sass = _disassemble(compiled.asm["cubin"])
+    return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,
+                ptx=compiled.asm["ptx"], sass=sass)
+
+
+def _disassemble(cubin: bytes):
+    """Resource usage and SASS of a cubin, read with the tools inside the Triton wheel."""
+    import triton
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    run = lambda *command: subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = run(tools / "cuobjdump", "-res-usage", path)
+        sass = run(tools / "nvdisasm", "-c", path)
+    return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}, sass
+
+
+if __name__ == "__main__":
+    print(json.dumps(_compile(**json.load(sys.stdin))))

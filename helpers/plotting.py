@@ -1,0 +1,71 @@
+"""The palette, and the drawings that more than one lesson uses."""
+import base64
+import io
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+from IPython.display import publish_display_data
+
+FIGURES = Path(__file__).resolve().parent.parent / "figures"
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each, in every figure
+QUERY, KEY, VALUE, OUTPUT = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
+HBM, SRAM = "#999999", "#F0E442"
+BAD, INK = "#D55E00", "#222222"
+COLOURS = {"queries": QUERY, "keys": KEY, "values": VALUE, "output": OUTPUT, "HBM": HBM, "SRAM": SRAM}
+
+plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100,
+                     "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True})
+
+
+def show(fig, alt: str):
+    """Show a matplotlib figure under the cell, with a text for readers who cannot see it, and close it."""
+    buffer = io.BytesIO()
+    fig.savefig(buffer, format="png")
+    plt.close(fig)
+    publish_display_data({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": f"Figure: {alt}"},
+                         metadata={"image/png": {"alt": alt}})
+
+
+def vector_programs(n: int, block: int, unit: str = "program"):
+    """Draw which of ceil(n / block) programs owns which element of a vector of n, masked lanes hatched. Returns the figure."""
+    programs = -(-n // block)
+    fig, ax = plt.subplots(figsize=(8, 1.6))
+    for i in range(programs * block):
+        program = i // block
+        inside = i < n
+        ax.add_patch(plt.Rectangle((i, 0), 0.92, 1, facecolor=[QUERY, KEY, VALUE, OUTPUT][program % 4] if inside else "white",
+                                   edgecolor=INK if not inside else "white", hatch=None if inside else "///"))
+        ax.text(i + 0.46, 0.5, str(i), ha="center", va="center", color="white" if inside else INK,
+                bbox=None if inside else dict(facecolor="white", edgecolor="none", pad=1))
+    for program in range(programs):
+        ax.text((program + 0.5) * block, 1.25, f"{unit} {program}", ha="center", va="bottom")
+    ax.set(xlim=(-0.1, programs * block), ylim=(-0.1, 1.9))
+    ax.axis("off")
+    return fig
+
+
+def tiles(ax, rows: int, columns: int, block_rows: int, block_columns: int, colour, label):
+    """Draw a rows x columns matrix cut into tiles. colour(i, j) and label(i, j) say what tile (i, j) looks like."""
+    for i in range(-(-rows // block_rows)):
+        for j in range(-(-columns // block_columns)):
+            top, left = i * block_rows, j * block_columns
+            height, width = min(block_rows, rows - top), min(block_columns, columns - left)
+            ax.add_patch(plt.Rectangle((left, top), width, height, facecolor=colour(i, j), edgecolor="white", linewidth=2))
+            ax.text(left + width / 2, top + height / 2, label(i, j), ha="center", va="center", color="white", fontsize=8)
+    ax.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xticks=range(0, columns + 1, block_columns),
+           yticks=range(0, rows + 1, block_rows))
+    for spine in ax.spines.values():
+        spine.set_visible(False)
+
+
+def recorded(name: str) -> dict:
+    """A recorded GPU measurement, figures/h200/<name>.json, as a dictionary."""
+    return json.loads((FIGURES / "h200" / f"{name}.json").read_text())
+
+
+def provenance(ax, record: dict):
+    """Write a record's device, versions and date in small print under the axes."""
+    ax.annotate(f"{record['device']}, torch {record['torch']}, triton {record['triton']}, {record['date']}", (0, 0),
+                xycoords="figure fraction", fontsize=7, color=HBM, va="bottom")
