@@ -1,0 +1,94 @@
+"""The references against loops, against autograd, and at the edges."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from helpers import reference
+
+SHAPES = [((5, 3), (5, 3)), ((2, 4, 7, 8), (2, 4, 7, 8)), ((2, 6, 5, 4), (2, 2, 9, 4)), ((1, 4, 9, 4), (1, 1, 5, 4))]
+
+
+def inputs(q_shape, k_shape, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.standard_normal(q_shape), rng.standard_normal(k_shape), rng.standard_normal(k_shape)
+
+
+def by_loops(q, k, v, is_causal, scale):
+    """Attention and lse with a loop per query and a sum per key."""
+    if q.ndim == 2:
+        q, k, v = q[None, None], k[None, None], v[None, None]
+    B, H, N_q, D = q.shape
+    N_k, group = k.shape[2], q.shape[1] // k.shape[1]
+    o, lse = np.zeros((B, H, N_q, v.shape[-1])), np.full((B, H, N_q), -np.inf)
+    for b, h, i in np.ndindex(B, H, N_q):
+        keys = [j for j in range(N_k) if not is_causal or j <= i + N_k - N_q]
+        if keys:
+            s = [scale * math.fsum(q[b, h, i] * k[b, h // group, j]) for j in keys]
+            weights = [math.exp(x) for x in s]
+            o[b, h, i] = sum(w * v[b, h // group, j] for w, j in zip(weights, keys)) / math.fsum(weights)
+            lse[b, h, i] = math.log(math.fsum(weights))
+    return o, lse
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.3])
+def test_agrees_with_loops(shapes, is_causal, scale):
+    q, k, v = inputs(*shapes)
+    o, lse = reference.attention(q, k, v, is_causal=is_causal, scale=scale, return_lse=True)
+    want_o, want_lse = by_loops(q, k, v, is_causal, q.shape[-1]**-0.5 if scale is None else scale)
+    np.testing.assert_allclose(o, want_o.reshape(o.shape), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(lse, want_lse.reshape(lse.shape), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_torch_version_agrees(shapes, is_causal):
+    q, k, v = inputs(*shapes)
+    o = reference.torch_attention(*map(torch.tensor, (q, k, v)), is_causal=is_causal)
+    np.testing.assert_allclose(o.numpy(), reference.attention(q, k, v, is_causal=is_causal), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_agree_with_autograd(shapes, is_causal):
+    q, k, v = inputs(*shapes)
+    do = np.random.default_rng(1).standard_normal(q.shape)
+    tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    reference.torch_attention(*tensors, is_causal=is_causal, scale=0.7).backward(torch.tensor(do))
+    for got, x in zip(reference.attention_grads(q, k, v, do, is_causal=is_causal, scale=0.7), tensors):
+        np.testing.assert_allclose(got, x.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_agree_with_finite_differences():
+    q, k, v = inputs((4, 3), (5, 3))
+    do = np.random.default_rng(1).standard_normal(q.shape)
+    loss = lambda *qkv: (reference.attention(*qkv, is_causal=True) * do).sum()
+    for which, grad in enumerate(reference.attention_grads(q, k, v, do, is_causal=True)):
+        for place in np.ndindex(*grad.shape):
+            step = np.zeros_like(grad)
+            step[place] = 1e-6
+            shifted = lambda sign: [x + sign * step if i == which else x for i, x in enumerate((q, k, v))]
+            slope = (loss(*shifted(1)) - loss(*shifted(-1))) / 2e-6
+            assert abs(slope - grad[place]) < 1e-8
+
+
+def test_a_query_that_sees_no_key():
+    q, k, v = inputs((5, 3), (2, 3))
+    o, lse = reference.attention(q, k, v, is_causal=True, return_lse=True)
+    assert (o[:3] == 0).all() and (lse[:3] == -np.inf).all() and np.isfinite(o).all() and np.isfinite(lse[3:]).all()
+
+
+def test_no_keys_at_all():
+    q, k, v = inputs((5, 3), (0, 3))
+    o, lse = reference.attention(q, k, v, return_lse=True)
+    assert (o == 0).all() and (lse == -np.inf).all()
+
+
+def test_large_logits_and_nan():
+    q, k, v = inputs((6, 4), (6, 4))
+    assert np.isfinite(reference.attention(1e4 * q, k, v)).all()
+    k[2, 1] = np.nan
+    assert np.isnan(reference.attention(q, k, v)).all()

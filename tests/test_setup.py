@@ -1,0 +1,88 @@
+"""Set-up: the Makefile's targets, the check of the machine, the pins, the drawings."""
+import builtins
+import importlib.metadata
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from helpers import check_system
+
+ROOT = Path(check_system.__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "figures"))
+import draw  # noqa: E402
+
+PINS = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+
+
+def make(*arguments):
+    return subprocess.run(["make", *arguments], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+
+def test_bare_make_lists_every_target():
+    listed = re.findall(r"^make (\w+)", make(), re.MULTILINE)
+    assert listed == ["help", "setup", "lab", "test", "figures", "bench", "clean"]
+
+
+def test_lab_takes_port_and_browser():
+    assert "--port 9999" in make("-n", "lab", "PORT=9999")
+    assert "--no-browser" in make("-n", "lab", "BROWSER=no") and "--no-browser" not in make("-n", "lab")
+    assert "notebooks/00_start_here.ipynb" in make("-n", "lab")
+
+
+def test_this_machine_is_fine():
+    assert check_system.problem() is None
+
+
+@pytest.mark.parametrize("change,sentence", [
+    (lambda m: m.setattr(platform, "system", lambda: "Darwin"), "no Triton for macOS"),
+    (lambda m: m.setattr(platform, "system", lambda: "Windows"), "inside WSL2"),
+    (lambda m: m.setattr(platform, "machine", lambda: "riscv64"), "no Triton for riscv64"),
+    (lambda m: m.setattr(sys, "version_info", (3, 9, 18)), "needs Python 3.10 to 3.14"),
+])
+def test_an_unsuitable_machine_gets_one_sentence(monkeypatch, change, sentence):
+    change(monkeypatch)
+    assert sentence in check_system.problem() and "\n" not in check_system.problem()
+
+
+def test_missing_venv(monkeypatch):
+    real = builtins.__import__
+    def without_venv(name, *args, **kwargs):
+        if name == "ensurepip":
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+    monkeypatch.setattr(builtins, "__import__", without_venv)
+    assert "python3-venv" in check_system.problem()
+
+
+def test_everything_is_pinned():
+    for line in (ROOT / "requirements.txt").read_text().splitlines():
+        requirement = line.split("#")[0].strip()
+        assert not requirement or re.match(r"[\w\[\],-]+==[\w.]+( ; .*)?$", requirement), line
+    assert PINS["torch"] == "2.13.0" and PINS["triton"] == "3.7.1"
+
+
+def test_triton_is_the_one_that_pytorch_names():
+    wanted = [r for r in importlib.metadata.requires("torch") if re.match(r"triton\b", r)]
+    if importlib.metadata.version("torch").split("+")[0] != PINS["torch"] or not wanted:
+        pytest.skip("this build of PyTorch names no Triton")
+    assert f"triton=={PINS['triton']}" in wanted[0].replace(" ", "")
+
+
+@pytest.mark.skipif(matplotlib.__version__ != PINS["matplotlib"], reason="another matplotlib draws other bytes")
+def test_figures_are_up_to_date(tmp_path):
+    draw.draw(tmp_path)
+    for name in draw.DRAWINGS:
+        assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "figures" / f"{name}.svg").read_bytes(), name
+
+
+def test_nothing_names_a_machine_or_a_registry():
+    files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
+    for name in files:
+        if name.endswith((".py", ".md", ".txt", ".yml", ".ipynb", ".cu", ".cuh", "Makefile", "run")) and name != "tests/test_setup.py":
+            found = re.search(r"/work/|/tmp/venv|/root/|/opt/pypi|files\.pythonhosted", (ROOT / name).read_text())
+            assert not found, f"{name}: {found and found[0]}"
