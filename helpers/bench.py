@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 
-from helpers import device, notebook, reference       # before triton: helpers.device says why
+from helpers import cuda, device, notebook, reference # before triton: helpers.device says why
 from helpers.plotting import FIGURES
 
 import torch
@@ -37,7 +37,7 @@ def provenance() -> dict:
     return dict(device=torch.cuda.get_device_name(),
                 driver=run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
                 torch=torch.__version__, triton=triton.__version__, cuda=torch.version.cuda,
-                cudnn=torch.backends.cudnn.version(), date=str(datetime.date.today()), commit=commit,
+                cudnn=torch.backends.cudnn.version(), nvcc=run(cuda.find_nvcc(), "--version").splitlines()[-2], date=str(datetime.date.today()), commit=commit,
                 command=f"python -m helpers.bench {' '.join(sys.argv[1:])}".strip())
 
 
@@ -90,7 +90,30 @@ def _sdpa(backend):
     return attend
 
 
-SUITES = {"vector_add": vector_add, "flash_attention_v1": flash_attention_v1}
+CUDA_RUNS = ([("vec_add.cu", [2**power]) for power in range(12, 29, 4)]
+             + [("matrix_add_mul.cu", [n, n, n]) for n in (256, 1024, 4096)]
+             + [("matrix_add_mul.cu", [16384, 16384, 32])]           # large enough for the additions to leave the caches
+             + [("attention.cu", [N, N, 16]) for N in (1024, 4096, 16384)])
+CUDA_TIME = re.compile(r"^\[gpu\] (.+): ([\d.]+) ms \(([\d.]+) to ([\d.]+) in \d+ runs\), ([\d.]+) (GB/s|TFLOP/s)$", re.M)
+
+
+def cuda_programs():
+    """The programs of CUDA/, compiled for this GPU. They check their results and time themselves, without flushing L2."""
+    arch = "sm_%d%d" % torch.cuda.get_device_capability()
+    for program, arguments in CUDA_RUNS:
+        for row in cuda_times(cuda.run(program, *arguments, emulate=False, arch=arch)):
+            yield dict(program=program, arguments=arguments, arch=arch, **row)
+
+
+def cuda_times(printed: str) -> list:
+    """The timed lines of a CUDA program's output, as dictionaries."""
+    return [{"name": name, "median_ms": float(median), "q1_ms": float(q1), "q3_ms": float(q3),
+             "gb_per_s" if unit == "GB/s" else "tflops": float(rate)}
+            for name, median, q1, q3, rate, unit in CUDA_TIME.findall(printed)]
+
+
+SUITES = {"vector_add": vector_add, "flash_attention_v1": flash_attention_v1,
+          "cuda_programs": cuda_programs}
 
 
 def main(names):
