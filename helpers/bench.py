@@ -11,8 +11,7 @@ import re
 import subprocess
 import sys
 
-from helpers import cuda, device, notebook, reference # before triton: helpers.device says why
-from helpers.plotting import FIGURES
+from helpers import ROOT, cuda, device, notebook, reference      # before triton: helpers.device says why
 
 import torch
 import triton
@@ -123,7 +122,7 @@ def main(names):
         sys.exit(f"there is no suite {unknown[0]!r}; the suites are {', '.join(SUITES)}")
     if device.INTERPRETED:
         sys.exit("nothing to measure: this machine has no NVIDIA GPU, and times from Triton's interpreter mean nothing")
-    folder = FIGURES / re.sub(r"\W+", "_", torch.cuda.get_device_name().replace("NVIDIA", "").strip().lower())
+    folder = ROOT / "figures" / re.sub(r"\W+", "_", torch.cuda.get_device_name().replace("NVIDIA", "").strip().lower())
     folder.mkdir(exist_ok=True)
     top = ceilings()
     for name in names or SUITES:

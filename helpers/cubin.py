@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import ROOT
 
 
 def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 90,

@@ -5,11 +5,10 @@ A code cell whose first line is `#| export` (nbdev's convention) is part of its 
 import json
 import linecache
 import types
-from pathlib import Path
 
-from helpers import device  # noqa: F401  (chooses GPU or interpreter before an exported cell imports triton)
+from helpers import ROOT, device  # noqa: F401  (chooses GPU or interpreter before an exported cell imports triton)
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = ROOT / "notebooks"
 MARK = "#| export"
 
 

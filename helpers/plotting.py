@@ -2,12 +2,11 @@
 import base64
 import io
 import json
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 from IPython.display import publish_display_data
 
-FIGURES = Path(__file__).resolve().parent.parent / "figures"
+from helpers import ROOT
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each, in every figure
 QUERY, KEY, VALUE, OUTPUT = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
@@ -62,7 +61,7 @@ def tiles(ax, rows: int, columns: int, block_rows: int, block_columns: int, colo
 
 def recorded(name: str) -> dict:
     """A recorded GPU measurement, figures/h200/<name>.json, as a dictionary."""
-    return json.loads((FIGURES / "h200" / f"{name}.json").read_text())
+    return json.loads((ROOT / "figures" / "h200" / f"{name}.json").read_text())
 
 
 def provenance(ax, record: dict):

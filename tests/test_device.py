@@ -7,12 +7,12 @@ import pytest
 import torch
 import triton.language as tl
 
-from helpers import cubin, device
+from helpers import ROOT, device
 
 
 def python(code, **env):
     env = {**{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}, **env}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cubin.ROOT, env=env)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 def test_one_line_for_nbval():
@@ -43,5 +43,5 @@ def test_dot_type():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 @pytest.mark.parametrize("suite,message", [("", "no NVIDIA GPU"), ("nothing", "there is no suite 'nothing'")])
 def test_bench_refuses(suite, message):
-    done = subprocess.run([sys.executable, "-m", "helpers.bench", *suite.split()], capture_output=True, text=True, cwd=cubin.ROOT)
+    done = subprocess.run([sys.executable, "-m", "helpers.bench", *suite.split()], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr

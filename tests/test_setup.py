@@ -5,14 +5,12 @@ import platform
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib
 import pytest
 
-from helpers import check_system
+from helpers import ROOT, check_system
 
-ROOT = Path(check_system.__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "figures"))
 import draw  # noqa: E402
 

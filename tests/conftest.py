@@ -1,0 +1,2 @@
+"""Choose GPU or interpreter before any test module imports triton."""
+from helpers import device  # noqa: F401
