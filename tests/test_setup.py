@@ -78,9 +78,12 @@ def test_figures_are_up_to_date(tmp_path):
         assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "figures" / f"{name}.svg").read_bytes(), name
 
 
+PATTERNS = ("tests/test_setup.py", "tests/test_lint.py")   # these two hold the patterns themselves
+
+
 def test_nothing_names_a_machine_or_a_registry():
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
     for name in files:
-        if name.endswith((".py", ".md", ".txt", ".yml", ".ipynb", ".cu", ".cuh", "Makefile", "run")) and name != "tests/test_setup.py":
+        if name.endswith((".py", ".md", ".txt", ".yml", ".ipynb", ".cu", ".cuh", "Makefile", "run")) and name not in PATTERNS:
             found = re.search(r"/work/|/tmp/venv|/root/|/opt/pypi|files\.pythonhosted", (ROOT / name).read_text())
             assert not found, f"{name}: {found and found[0]}"
