@@ -44,9 +44,9 @@ def ceilings() -> dict:
     """What this card does at most: a device-to-device copy (GB/s, reads plus writes) and a float16 product (TFLOP/s)."""
     a = torch.randn(2**30, device="cuda").to(torch.float16)
     b = torch.empty_like(a)
-    copy = do_bench(lambda: b.copy_(a), return_mode="median")
+    copy = do_bench(lambda: b.copy_(a), warmup=500, rep=500, return_mode="median")
     x, y = torch.randn(2, 8192, 8192, device="cuda", dtype=torch.float16)
-    product = do_bench(lambda: x @ y, return_mode="median")
+    product = do_bench(lambda: x @ y, warmup=500, rep=500, return_mode="median")
     return dict(copy_gb_per_s=2 * a.numel() * 2 / copy / 1e6, matmul_tflops=2 * 8192**3 / product / 1e9)
 
 
@@ -115,6 +115,21 @@ SUITES = {"vector_add": vector_add, "flash_attention_v1": flash_attention_v1,
           "cuda_programs": cuda_programs}
 
 
+def measure(name: str) -> dict:
+    """Run one suite on this machine's GPU: provenance, ceilings, what it is, and a row per kernel and size."""
+    return dict(**provenance(), ceilings=ceilings(), what=SUITES[name].__doc__, rows=list(SUITES[name]()))
+
+
+def record(name: str) -> dict:
+    """The record of one suite: measured now if there is a GPU, otherwise figures/h200/<name>.json."""
+    return recorded(name) if device.INTERPRETED else measure(name)
+
+
+def recorded(name: str) -> dict:
+    """A measurement recorded on an H200, figures/h200/<name>.json."""
+    return json.loads((ROOT / "figures" / "h200" / f"{name}.json").read_text())
+
+
 def main(names):
     """Run the named suites, or all, and write their JSON."""
     unknown = [name for name in names if name not in SUITES]
@@ -124,14 +139,11 @@ def main(names):
         sys.exit("nothing to measure: this machine has no NVIDIA GPU, and times from Triton's interpreter mean nothing")
     folder = ROOT / "figures" / re.sub(r"\W+", "_", torch.cuda.get_device_name().replace("NVIDIA", "").strip().lower())
     folder.mkdir(exist_ok=True)
-    top = ceilings()
     for name in names or SUITES:
-        rows = []
-        for row in SUITES[name]():
-            rows.append(row)
-            print(name, {key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
-        record = dict(**provenance(), ceilings=top, what=SUITES[name].__doc__, rows=rows)
-        (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+        print(f"measuring {name} ...", flush=True)
+        measured = measure(name)
+        (folder / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
+        print(f"{len(measured['rows'])} rows in {folder.relative_to(ROOT) / name}.json")
 
 
 if __name__ == "__main__":

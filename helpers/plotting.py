@@ -1,18 +1,14 @@
 """The palette, and the drawings that more than one lesson uses."""
 import base64
 import io
-import json
 
 import matplotlib.pyplot as plt
 from IPython.display import publish_display_data
-
-from helpers import ROOT
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each, in every figure
 QUERY, KEY, VALUE, OUTPUT = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
 HBM, SRAM = "#999999", "#F0E442"
 BAD, INK = "#D55E00", "#222222"
-COLOURS = {"queries": QUERY, "keys": KEY, "values": VALUE, "output": OUTPUT, "HBM": HBM, "SRAM": SRAM}
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100,
                      "axes.titlesize": 11, "axes.titlelocation": "left", "figure.constrained_layout.use": True})
@@ -57,11 +53,6 @@ def tiles(ax, rows: int, columns: int, block_rows: int, block_columns: int, colo
            yticks=range(0, rows + 1, block_rows))
     for spine in ax.spines.values():
         spine.set_visible(False)
-
-
-def recorded(name: str) -> dict:
-    """A recorded GPU measurement, figures/h200/<name>.json, as a dictionary."""
-    return json.loads((ROOT / "figures" / "h200" / f"{name}.json").read_text())
 
 
 def provenance(ax, record: dict):

@@ -78,7 +78,7 @@ def test_large_logits():
 def test_the_largest_score_comes_last():
     q, k, v = inputs(200, 32)
     q[:, 0], k[:, 0] = 1, torch.linspace(0, 300, 200)    # the maximum grows with every tile
-    assert error(v1(q, k, v), q, k, v) < 1e-5
+    assert error(v1(q, k, v), q, k, v) < 5e-5            # scores reach 53: their last bit alone changes p by 4e-6
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")    # NumPy, inside the interpreter, announces what we ask for
