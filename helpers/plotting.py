@@ -7,7 +7,7 @@ from IPython.display import publish_display_data
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; one meaning each, in every figure
 QUERY, KEY, VALUE, OUTPUT = "#0072B2", "#E69F00", "#009E73", "#CC79A7"
-HBM, SRAM = "#999999", "#F0E442"
+HBM, SRAM = "#777777", "#F0E442"
 BAD, INK = "#D55E00", "#222222"
 
 plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "figure.dpi": 100,
@@ -55,7 +55,7 @@ def tiles(ax, rows: int, columns: int, block_rows: int, block_columns: int, colo
         spine.set_visible(False)
 
 
-def provenance(ax, record: dict):
-    """Write a record's device, versions and date in small print under the axes."""
-    ax.annotate(f"{record['device']}, torch {record['torch']}, triton {record['triton']}, {record['date']}", (0, 0),
-                xycoords="figure fraction", fontsize=7, color=HBM, va="bottom")
+def provenance(fig, record: dict):
+    """Write a record's device, versions and date in small print under a figure."""
+    fig.supxlabel(f"{record['device']}, torch {record['torch']}, triton {record['triton']}, {record['date']}",
+                  x=0.01, ha="left", fontsize=7, color=INK)
