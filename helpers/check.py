@@ -8,8 +8,12 @@ mistake shows, and only that one.
 import torch
 
 from helpers.check_attention import attention  # noqa: F401  (a check like the others, long enough for its own module)
+from helpers.check_costs import bottlenecks, causal_tiles, longest, matmul_intensity  # noqa: F401
+from helpers.check_heads import attention_heads, loop_bounds, window_attention  # noqa: F401
+from helpers.check_matrix import linear, log_softmax, matmul, softmax  # noqa: F401
+from helpers.check_softmax import combine, merge, online_softmax, safe_softmax  # noqa: F401
 from helpers.device import DEVICE
-from helpers.properties import difference, properties, unwritten
+from helpers.properties import difference, guarded, outside, properties, unwritten
 
 def _vectors(arguments, expected):
     """The properties of an operation on vectors: arguments(n) makes the inputs, expected(*inputs) the right result."""
@@ -31,6 +35,16 @@ def _vectors(arguments, expected):
                 return f"length {n}: {problem}"
         return ""
 
+    def inside(fn):
+        for n in (1, 31, 1000, 1024, 4097):
+            inputs = arguments(n)
+            out = fn(*inputs)
+            for x in (out, *inputs):
+                problem = outside(x) if isinstance(x, torch.Tensor) else ""
+                if problem:
+                    return f"length {n}: {problem}"
+        return ""
+
     def untouched(fn):
         inputs = arguments(1024)
         before = [x.clone() if isinstance(x, torch.Tensor) else x for x in inputs]
@@ -38,16 +52,17 @@ def _vectors(arguments, expected):
         changed = [i for i, (x, y) in enumerate(zip(inputs, before)) if isinstance(x, torch.Tensor) and not x.equal(y)]
         return f"argument {changed[0] + 1} was changed" if changed else ""
 
-    return [("the values are right", agrees(1024, 4096)),
+    return [("every value that was written is right", agrees(1024, 4096)),
             ("a length that is no multiple of the block", agrees(31, 1000, 4097)),
             ("a single element", agrees(1)),
             ("an empty vector", agrees(0)),
             ("every output element is written", written),
+            ("nothing is written outside of the tensors", inside),
             ("the inputs are left as they were", untouched)]
 
 
 def _random(*shape):
-    return torch.randn(*shape, device=DEVICE)
+    return guarded(torch.randn(*shape, device=DEVICE))
 
 
 VECTOR_ADD = _vectors(lambda n: (_random(n), _random(n)), lambda x, y: x + y)

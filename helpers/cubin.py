@@ -15,8 +15,8 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
     """Compile `kernel` of `lesson` for compute capability `capability` (80: A100, 90: H100 and H200, 100: B200).
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16, an int
-    or a float for a number, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, an int of 1
-    becomes a constant and multiples of 16 are promised to the compiler.
+    or a float for a number, a list for a tuple, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a
+    launch, an int of 1 becomes a constant and multiples of 16 are promised to the compiler.
 
     Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
     the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
@@ -42,19 +42,22 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
 
     fn = getattr(notebook.load(lesson), kernel)
     types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
-    signature, constants, attributes = {}, {}, {}
-    for index, parameter in enumerate(fn.params):
-        value = arguments[parameter.name]
+    constants, attributes = {}, {}
+
+    def describe(value, path, is_constant=False):
+        """The type of one argument, as a launch would see it; notes what the compiler may rely on."""
+        if isinstance(value, list):
+            return tuple(describe(each, (*path, i)) for i, each in enumerate(value))
         is_int = isinstance(value, int) and not isinstance(value, bool)
-        if parameter.is_constexpr or (is_int and value == 1):
-            signature[parameter.name] = "constexpr"
-            constants[parameter.name] = types.get(value, value) if isinstance(value, str) else value
-        elif isinstance(value, str):
-            signature[parameter.name] = value
-        else:
-            signature[parameter.name] = "i32" if is_int else "fp32"
-        if signature[parameter.name].startswith("*") or (signature[parameter.name] == "i32" and value % 16 == 0):
-            attributes[(index,)] = [["tt.divisibility", 16]]
+        if is_constant or (is_int and value == 1):
+            constants[path] = types.get(value, value) if isinstance(value, str) else value
+            return "constexpr"
+        kind = value if isinstance(value, str) else "i32" if is_int else "fp32"
+        if kind.startswith("*") or (is_int and value % 16 == 0):
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    signature = {p.name: describe(arguments[p.name], (i,), p.is_constexpr) for i, p in enumerate(fn.params)}
     compiled = triton.compile(ASTSource(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     usage, sass = _disassemble(compiled.asm["cubin"])

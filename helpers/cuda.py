@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 CUDA = Path(__file__).resolve().parent.parent / "CUDA"
-LIMIT_S = 300                                            # no program of the course runs for longer
+LIMIT_S = 100                                            # no program of the course runs for longer
 
 
 def _load(path):

@@ -55,7 +55,8 @@ def torch_attention(q, k, v, *, is_causal=False, scale=None):
     s = scale * (q @ k.transpose(-1, -2))
     if not is_causal:
         return torch.softmax(s, dim=-1) @ v
-    seen = torch.from_numpy(visible(q.shape[-2], k.shape[-2], True)).to(q.device)
+    N_q, N_k = s.shape[-2:]
+    seen = torch.ones(N_q, N_k, dtype=torch.bool, device=q.device).tril(N_k - N_q)
     p = torch.softmax(s.masked_fill(~seen, -math.inf), dim=-1)
     return p.masked_fill(~seen.any(-1, keepdim=True), 0.0) @ v
 

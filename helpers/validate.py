@@ -20,6 +20,30 @@ def one_head(q, k, v):
     no_gradient(q=q, k=k, v=v)
 
 
+def many_heads(q, k, v, enable_gqa: bool):
+    """Check the arguments of multi-head attention: q [B, heads, N_q, D], k and v [B, kv_heads, N_k, D], 1 <= D <= 256.
+
+    kv_heads divides heads, and differs from it only with enable_gqa. Raises TypeError or ValueError, naming the argument.
+    """
+    tensors(q=q, k=k, v=v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{name} has {x.dim()} dimensions, shape {list(x.shape)}: expected [batch, heads, N, D]")
+    if k.shape != v.shape:
+        raise ValueError(f"v has shape {list(v.shape)}, k has {list(k.shape)}: they must be equal")
+    for axis, what in ((0, "batches"), (3, "features a head")):
+        if k.shape[axis] != q.shape[axis]:
+            raise ValueError(f"k has {k.shape[axis]} {what}, q has {q.shape[axis]}: they must be equal")
+    if not 1 <= q.shape[3] <= 256:
+        raise ValueError(f"q has head dimension D = {q.shape[3]}: the kernel takes 1 to 256")
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads != kv_heads and not enable_gqa:
+        raise ValueError(f"k has {kv_heads} heads, q has {heads}: pass enable_gqa=True for grouped-query attention")
+    if heads and (not kv_heads or heads % kv_heads):
+        raise ValueError(f"k has {kv_heads} heads, which does not divide the {heads} heads of q "
+                         "(grouped-query attention needs a divisor)")
+
+
 def no_gradient(**named):
     """Raise ValueError if autograd would expect a gradient: a kernel without a backward pass would silently drop it."""
     for name, x in named.items():
