@@ -8,6 +8,9 @@ matplotlib.use("svg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 
+from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
+from draw_softmax import online_softmax  # noqa: E402
+from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
 from helpers.notebook import NOTEBOOKS  # noqa: E402
 from helpers.plotting import INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
 
@@ -37,7 +40,8 @@ def road():
     return fig
 
 
-DRAWINGS = {"road": road}
+DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
+                                             grid_to_tiles)}
 
 
 def draw(folder: Path):
