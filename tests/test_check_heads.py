@@ -1,0 +1,106 @@
+"""The checks of lesson 09: right versions pass, and each property catches its mistake, alone."""
+import numpy as np
+import pytest
+import torch
+
+from helpers import check, reference
+from helpers.check_heads import _windowed
+
+
+def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k):
+    shift = N_k - N_q
+    return min(N_k, max(0, block * BLOCK_M + shift + 1)) // BLOCK_N * BLOCK_N, min(N_k, (block + 1) * BLOCK_M + shift)
+
+
+def wrong_bounds(kind):
+    def fn(block, BLOCK_M, BLOCK_N, N_q, N_k):
+        full, stop = bounds(block, BLOCK_M, BLOCK_N, N_q, N_k)
+        if kind == "queries" and N_q == N_k and N_k % BLOCK_M == 0 and BLOCK_M == BLOCK_N:
+            full += BLOCK_N                              # the diagonal taken for a full tile
+        if kind == "sizes" and BLOCK_M != BLOCK_N:
+            full = block * BLOCK_M                       # no multiple of BLOCK_N
+        if kind == "more keys" and N_k > N_q:
+            stop = min(N_k, (block + 1) * BLOCK_M)       # aligned to the top left
+        if kind == "blind" and N_k < N_q:
+            stop = min(N_k, (block + 1) * BLOCK_M)
+        if kind == "end" and N_k % BLOCK_M and N_q == N_k:
+            stop = (block + 1) * BLOCK_M                 # beyond the last key
+        return full, stop
+    return fn
+
+
+def heads(kind=None):
+    def fn(q, k, v):
+        B, H, N_q, _ = q.shape
+        kv = k.shape[1]
+        k_all, v_all = (x.repeat_interleave(H // kv, 1) for x in (k, v))
+        if kind == "one" and B == H == 1 and N_q == k.shape[2]:
+            q = 1.1 * q
+        if kind == "batches" and B > 1:
+            k_all = k_all[:1].expand(B, -1, -1, -1)
+        if kind == "heads" and H == kv:
+            k_all = k_all[:, :1].expand(-1, H, -1, -1)
+        if kind == "groups":
+            k_all, v_all = (x.repeat(1, H // kv, 1, 1) for x in (k, v))
+        if kind in ("more keys", "more queries") and (k.shape[2] > N_q) == (kind == "more keys") and k.shape[2] != N_q:
+            seen = torch.ones(N_q, k.shape[2], dtype=torch.bool, device=q.device).tril()             # top left
+            return torch.softmax((q @ k_all.mT / 4).masked_fill(~seen, -torch.inf), -1) @ v_all
+        return reference.torch_attention(q, k_all, v_all, is_causal=True)
+    return fn
+
+
+def window(kind=None):
+    def fn(q, k, v, window):
+        N = len(q)
+        if kind == "one" and window == 1:
+            window = 2
+        if kind == "inside" and window == 5:
+            window = 6
+        if kind == "across" and 32 < window < N:
+            window += 1
+        if kind == "long" and window > N:
+            window = N - 1
+        arrays = [x.double().cpu().numpy() for x in (q, k, v)]
+        if kind != "visits":
+            arrays[2] = np.nan_to_num(arrays[2])         # a key out of the window is not even multiplied
+        return torch.tensor(_windowed(*arrays, window), dtype=q.dtype, device=q.device)
+    return fn
+
+
+CASES = [
+    (check.loop_bounds, bounds, {"as many queries as keys": wrong_bounds("queries"), "blocks of different size": wrong_bounds("sizes"),
+                                 "more keys than queries": wrong_bounds("more keys"),
+                                 "queries that see no key": wrong_bounds("blind"),
+                                 "a last block beyond the end": wrong_bounds("end")}),
+    (check.attention_heads, heads(), {"one head": heads("one"), "several batches": heads("batches"), "several heads": heads("heads"),
+                                      "grouped heads": heads("groups"), "more keys than queries": heads("more keys"),
+                                      "more queries than keys": heads("more queries")}),
+    (check.window_attention, window(), {"a window of one key": window("one"), "a window inside a block": window("inside"),
+                                        "a window across blocks": window("across"),
+                                        "a window longer than the sequence": window("long"),
+                                        "tiles before the window are not visited": window("visits")}),
+]
+
+
+def report(function, fn, capsys):
+    function(fn)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    return {line[8:].split(": ")[0]: line.startswith("  ok") for line in lines}
+
+
+@pytest.mark.parametrize("function,right,mistakes", CASES, ids=lambda x: getattr(x, "__name__", ""))
+def test_right_and_stub(function, right, mistakes, capsys):
+    found = report(function, right, capsys)
+    assert set(found) == set(mistakes) and all(found.values()), found
+
+    def stub(*args):
+        raise NotImplementedError
+    function(stub)
+    assert capsys.readouterr().out.strip().endswith("not attempted yet")
+
+
+@pytest.mark.parametrize("function,name,wrong", [(f, name, wrong) for f, _, mistakes in CASES for name, wrong in mistakes.items()],
+                         ids=lambda x: x if isinstance(x, str) else "")
+def test_a_wrong_version_fails_its_property_alone(function, name, wrong, capsys):
+    found = report(function, wrong, capsys)
+    assert [n for n, ok in found.items() if not ok] == [name], found

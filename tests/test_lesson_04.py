@@ -1,0 +1,262 @@
+"""Lesson 04's kernels: values, edges, refusals, and what they compile to."""
+import re
+import types
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from helpers import bench, bench_matrix, cubin, device, notebook
+from helpers.properties import poisoned, unwritten
+
+LESSON = "04_softmax_and_matmul_triton"
+lesson = notebook.load(LESSON)
+softmax, matmul = lesson.softmax, lesson.matmul
+SOFTMAX_BOUNDS = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 4e-3}    # bfloat16: the interpreter cuts
+MATMUL_BOUNDS = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}    # relative
+TILES = dict(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, GROUP=3)
+softmax_types = pytest.mark.parametrize("dtype", SOFTMAX_BOUNDS, ids=str)
+matmul_types = pytest.mark.parametrize("dtype", MATMUL_BOUNDS, ids=str)
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")     # NumPy, inside the interpreter, announces what we ask for
+
+
+def random(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(device.DEVICE, dtype)
+
+
+def same(got, want, tolerance):
+    np.testing.assert_allclose(got.double().cpu().numpy(), want.double().cpu().numpy(), rtol=0, atol=tolerance)
+
+
+def relative_error(c, a, b):
+    exact = a.double() @ b.double()
+    return ((c.double() - exact).norm() / exact.norm()).item()
+
+
+# ---------------------------------------------------------------- softmax
+
+@softmax_types
+@pytest.mark.parametrize("N", [1, 2, 3, 64, 127, 128, 129, 1000, 16384, 16385, 40000])
+def test_softmax_agrees_with_float64(N, dtype):
+    x = 5 * random(3, N, dtype=dtype)
+    z = softmax(x)
+    assert z.dtype == dtype and z.shape == x.shape
+    same(z, torch.softmax(x.double(), 1), SOFTMAX_BOUNDS[dtype])
+
+
+def test_softmax_of_long_rows_at_any_block(monkeypatch):
+    x = 5 * random(4, 300)
+    for widest in (16, 64, 256):
+        monkeypatch.setattr(lesson, "WIDEST", widest)
+        same(softmax(x), torch.softmax(x.double(), 1), 1e-6)
+
+
+@pytest.mark.parametrize("N", [100, 20000])
+def test_softmax_of_strided_views(N):
+    x = random(5, 2 * N)
+    for view in (x[:, ::2], x[:, :N], x[::2, N:], x.reshape(2 * N, 5).T, x[:1, :N].expand(3, N)):
+        same(softmax(view), torch.softmax(view.double(), 1), 1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
+def test_softmax_of_nothing(shape):
+    assert softmax(torch.empty(shape, device=device.DEVICE)).shape == shape
+
+
+@quiet
+@softmax_types
+@pytest.mark.parametrize("N", [40, 20000])
+def test_softmax_of_nan_and_inf_is_pytorchs(N, dtype):
+    x = random(6, N, dtype=dtype)
+    inf = float("inf")
+    x[0, 7], x[1, 7], x[2, 7], x[3, :], x[4, ::2], x[5, 3] = float("nan"), inf, -inf, -inf, -inf, 6e4
+    same(softmax(x), torch.softmax(x.float(), 1), SOFTMAX_BOUNDS[dtype])     # NaN where it has NaN
+
+
+def test_softmax_writes_every_element_and_leaves_its_input():
+    x = random(5, 100)
+    before = x.clone()
+    with poisoned():
+        assert not unwritten(softmax(x))
+    assert x.equal(before)
+
+
+def test_softmax_in_steps_is_softmax():
+    x = 5 * random(5, 100)
+    same(lesson.softmax_in_steps(x), torch.softmax(x.double(), 1), 1e-6)
+
+
+# ---------------------------------------------------------------- matmul
+
+@matmul_types
+@pytest.mark.parametrize("M,N,K", [(1, 1, 1), (16, 16, 16), (17, 33, 65), (200, 130, 100), (1, 300, 70), (129, 1, 64)])
+def test_matmul_agrees_with_float64(M, N, K, dtype):
+    a, b = random(M, K, dtype=dtype), random(K, N, dtype=dtype, seed=1)
+    c = matmul(a, b)
+    assert c.dtype == dtype and c.shape == (M, N) and relative_error(c, a, b) <= MATMUL_BOUNDS[dtype]
+
+
+@settings(max_examples=20, deadline=None)
+@given(M=st.integers(1, 70), N=st.integers(1, 70), K=st.integers(1, 70), BLOCK_M=st.sampled_from([16, 32]),
+       BLOCK_N=st.sampled_from([16, 32]), BLOCK_K=st.sampled_from([16, 32]), GROUP=st.integers(1, 4))
+def test_matmul_with_any_shape_and_tile(M, N, K, BLOCK_M, BLOCK_N, BLOCK_K, GROUP):
+    a, b = random(M, K), random(K, N, seed=1)
+    tiles = dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, GROUP=GROUP)
+    assert relative_error(matmul(a, b, tiles=tiles), a, b) < 1e-6
+
+
+def test_matmul_of_strided_views():
+    square, wide = random(64, 64), random(64, 192)       # square, so that swapped strides would go unnoticed elsewhere
+    for a in (square, square.T, wide[:, ::3], wide[:, 64:128]):
+        for b in (square, square.T, wide[:, ::3], wide[:, 64:128], square[:1].expand(64, 64)):
+            assert relative_error(matmul(a, b), a, b) < 1e-6
+
+
+@matmul_types
+def test_matmul_sums_in_float32(dtype):
+    ones = torch.ones(3, 4096, device=device.DEVICE, dtype=dtype)
+    assert (matmul(ones, ones.T, tiles=TILES) == 4096).all()
+
+
+def test_matmul_of_nothing():
+    empty = lambda *shape: torch.empty(shape, device=device.DEVICE)
+    assert matmul(empty(0, 5), empty(5, 3)).shape == (0, 3) and matmul(empty(4, 5), empty(5, 0)).shape == (4, 0)
+    assert matmul(empty(4, 0), empty(0, 3)).equal(torch.zeros(4, 3, device=device.DEVICE))
+
+
+@quiet
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_matmul_keeps_nan_and_inf_where_they_belong(value):
+    a, b = random(50, 40), random(40, 70, seed=1)
+    a[49, 39], b[0, 69] = value, value                   # at the edges, next to the masked lanes
+    same(matmul(a, b), a.double() @ b.double(), 1e-4)
+
+
+def test_matmul_writes_every_element_and_leaves_its_inputs():
+    a, b = random(33, 40), random(40, 50, seed=1)
+    before = a.clone(), b.clone()
+    with poisoned():
+        assert not unwritten(matmul(a, b)) and not unwritten(lesson.naive_matmul(a, b))
+    assert a.equal(before[0]) and b.equal(before[1])
+
+
+@matmul_types
+def test_naive_matmul(dtype):
+    a, b = random(5, 30, dtype=dtype), random(30, 300, dtype=dtype, seed=1)
+    assert relative_error(lesson.naive_matmul(a, b), a, b) <= MATMUL_BOUNDS[dtype]
+
+
+def test_tuning_offers_one_choice_to_the_interpreter():
+    assert lesson.tuning("first", "second") == (["first"] if device.INTERPRETED else ["first", "second"])
+
+
+# ---------------------------------------------------------------- refusals
+
+x, y = random(10, 8), random(8, 6)
+
+
+@pytest.mark.parametrize("call,error_type,message", [
+    (lambda: softmax(x[None]), ValueError, r"x has 3 dimensions, shape \[1, 10, 8\]: expected \[rows, N\]"),
+    (lambda: softmax(x[0]), ValueError, "x has 1 dimensions"),
+    (lambda: softmax(x.double()), TypeError, "no kernel for torch.float64"),
+    (lambda: softmax([1.0]), TypeError, "x is a list"),
+    (lambda: softmax(x.to("meta")), ValueError, "x is on meta"),
+    (lambda: softmax(x.clone().requires_grad_()), ValueError, "x requires a gradient"),
+    (lambda: matmul(x, x), ValueError, "a has 8 columns, b has 10 rows: they must be equal"),
+    (lambda: matmul(x[None], y), ValueError, r"a has 3 dimensions, shape \[1, 10, 8\]: expected a matrix"),
+    (lambda: matmul(x, y[:, 0]), ValueError, "b has 1 dimensions"),
+    (lambda: matmul(x, y.half()), TypeError, "b is torch.float16, a is torch.float32"),
+    (lambda: matmul(x.long(), y.long()), TypeError, "no kernel for torch.int64"),
+    (lambda: matmul(x, y.cpu().numpy()), TypeError, "b is a ndarray"),
+    (lambda: matmul(x, y.clone().requires_grad_()), ValueError, "b requires a gradient"),
+])
+def test_refuses_in_a_sentence(call, error_type, message):
+    with pytest.raises(error_type, match=message):
+        call()
+
+
+# ---------------------------------------------------------------- compiled code
+
+def compiled_softmax(kernel, BLOCK, capability, pointer="*fp32"):
+    N = BLOCK if kernel == "softmax_kernel" else 4 * BLOCK
+    return cubin.compile_kernel(LESSON, kernel, dict(x_ptr=pointer, z_ptr=pointer, N=N, stride_xr=N, stride_xc=1, stride_zr=N,
+                                stride_zc=1, BLOCK=BLOCK), capability, num_warps=min(max(BLOCK // 512, 1), 16))
+
+
+def compiled_matmul(dtype, capability, sizes, num_warps, num_stages=3, n=4096):
+    strides = {f"stride_{name}": n if name in ("am", "bk", "cm") else 1 for name in ("am", "ak", "bk", "bn", "cm", "cn")}
+    return cubin.compile_kernel(LESSON, "matmul_kernel", dict(
+        {f"{name}_ptr": "*" + dtype for name in "abc"}, M=n, N=n, K=n, **strides, **sizes, DOT=dtype),
+        capability, num_warps, num_stages)
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+@pytest.mark.parametrize("kernel,BLOCK", [("softmax_kernel", 16384), ("long_softmax_kernel", 16384)])
+def test_softmax_compiles_without_spills(kernel, BLOCK, capability):
+    assert compiled_softmax(kernel, BLOCK, capability)["stack"] == 0
+
+
+def test_softmax_reads_its_row_once():
+    ptx = compiled_softmax("softmax_kernel", 4096, 90)["ptx"]
+    assert ptx.count("ld.global") == ptx.count("ld.global.v4") == 4096 // (4 * 8 * 32)
+
+
+@pytest.mark.parametrize("dtype,capability,matrix_instruction", [
+    ("fp16", 80, "HMMA"), ("fp16", 90, "HGMMA"), ("fp16", 100, "UTCHMMA"), ("bf16", 90, "HGMMA")])
+def test_matmul_compiles_without_spills(dtype, capability, matrix_instruction):
+    made = compiled_matmul(dtype, capability, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP=8), 8)
+    assert matrix_instruction in made["sass"] and "LDGSTS" in made["sass"]
+    assert made["stack"] == 0 and made["shared"] <= 99 * 1024    # what a block gets on the smallest of these GPUs
+
+
+@pytest.mark.parametrize("capability", [80, 90, 100])
+def test_matmul_in_float32_keeps_full_precision(capability):
+    made = compiled_matmul("fp32", capability, lesson.FLOAT32_TILES, 4)
+    assert made["stack"] == 0 and not re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", made["sass"])
+
+
+# read from the source, because the interpreter is offered one of them only
+CHOICES = re.findall(r"tile\((\d+), (\d+), (\d+), (\d), (\d)\)", notebook.exported_source(LESSON))
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids="x".join)
+def test_every_tile_that_tuning_may_choose_compiles_without_spills(choice):
+    BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = map(int, choice)
+    made = compiled_matmul("fp16", 90, dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, GROUP=8), num_warps, num_stages)
+    assert made["stack"] == 0 and made["shared"] <= 227 * 1024
+
+
+def test_tuning_has_choices_on_a_gpu():
+    assert len(CHOICES) == 5 and len(lesson.tuned_matmul_kernel.configs) == (1 if device.INTERPRETED else 5)
+
+
+# ---------------------------------------------------------------- its measurements
+
+def test_the_bench_suite_at_small_sizes(monkeypatch):
+    def timing(fn):
+        fn()
+        return dict(median_ms=1.0)
+
+    monkeypatch.setattr(bench_matrix, "timing", timing)
+    monkeypatch.setattr(bench_matrix, "ELEMENTS", 2**10)
+    monkeypatch.setattr(bench_matrix, "LENGTHS", [256])
+    monkeypatch.setattr(bench_matrix, "SIZES", [32])
+    rows = list(bench.SUITES["softmax_and_matmul"]())
+    assert [(row["operation"], row["name"]) for row in rows] == (
+        [("softmax", name) for name in ("copy", "five steps", "torch", "triton")]
+        + [("matmul", name) for name in ("naive", "tile of 32", "autotuned", "torch")])
+    assert rows[0]["gb_per_s"] == 2 * 4 * 2**10 / 1e6 and rows[-1]["tflops"] == 2 * 32**3 / 1e9
+
+
+@pytest.mark.parametrize("name", ["softmax", "matmul"])
+def test_the_bench_suite_does_not_time_what_is_wrong(monkeypatch, name):
+    monkeypatch.setattr(bench_matrix, "ELEMENTS", 2**10)
+    monkeypatch.setattr(bench_matrix, "LENGTHS", [256])
+    monkeypatch.setattr(bench_matrix, "SIZES", [32])
+    wrong = types.SimpleNamespace(**vars(lesson) | {name: lambda *tensors, **tiles: tensors[0] * float("nan")})
+    timed = []
+    monkeypatch.setattr(bench_matrix, "timing", lambda fn: timed.append(fn) or dict(median_ms=1.0))
+    with pytest.raises(AssertionError, match="is off by nan at .*: not timed"):
+        list(getattr(bench_matrix, f"_{name}")(wrong))
+    assert len(timed) == dict(softmax=3, matmul=1)[name]  # those that came before it
