@@ -9,7 +9,7 @@ import re
 import sys
 
 from helpers import ROOT, bench_attention, bench_matrix, cuda, device, notebook
-from helpers.measure import ceilings, provenance, timing
+from helpers.measure import ceilings, provenance, save, timing
 
 import torch
 
@@ -77,13 +77,9 @@ def main(names):
         sys.exit(f"there is no suite {unknown[0]!r}; the suites are {', '.join(SUITES)}")
     if device.INTERPRETED:
         sys.exit("nothing to measure: this machine has no NVIDIA GPU, and times from Triton's interpreter mean nothing")
-    folder = ROOT / "figures" / re.sub(r"\W+", "_", torch.cuda.get_device_name().replace("NVIDIA", "").strip().lower())
-    folder.mkdir(exist_ok=True)
     for name in names or SUITES:
         print(f"measuring {name} ...", flush=True)
-        measured = measure(name)
-        (folder / f"{name}.json").write_text(json.dumps(measured, indent=1) + "\n")
-        print(f"{len(measured['rows'])} rows in {folder.relative_to(ROOT) / name}.json")
+        save(name, measure(name))
 
 
 if __name__ == "__main__":

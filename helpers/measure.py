@@ -1,10 +1,12 @@
 """How the course measures: times from CUDA events, and where, when and from which commit a number comes."""
 import datetime
+import json
 import os
+import re
 import subprocess
 import sys
 
-from helpers import cuda, device                         # device before triton: it says why
+from helpers import ROOT, cuda, device                      # device before triton: it says why
 
 import torch
 import triton
@@ -21,15 +23,28 @@ def timing(fn) -> dict:
 
 
 def provenance() -> dict:
-    """Device, driver, versions, date, commit and command of this measurement. A dirty tree is marked as such."""
+    """Device, driver, versions, date, commit and command of this measurement. A dirty tree is marked as such.
+
+    The commit comes from git, or from the environment variable COMMIT. RuntimeError if neither knows it.
+    """
     run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    commit = run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or os.environ.get("COMMIT", "unknown")
+    commit = run("git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*") or os.environ.get("COMMIT")
+    if not commit:
+        raise RuntimeError("there is no git repository here: set COMMIT to the commit that is measured")
     return dict(device=torch.cuda.get_device_name(),
                 driver=run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
                 torch=torch.__version__, triton=triton.__version__, cuda=torch.version.cuda,
                 cudnn=torch.backends.cudnn.version(), nvcc=run(cuda.find_nvcc(), "--version").splitlines()[-2],
                 date=str(datetime.date.today()), commit=commit,
                 command=f"python -m helpers.bench {' '.join(sys.argv[1:])}".strip())
+
+
+def save(name: str, record: dict):
+    """Write figures/<device>/<name>.json, and say so."""
+    folder = ROOT / "figures" / re.sub(r"\W+", "_", record["device"].replace("NVIDIA", "").strip().lower())
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    print(f"{len(record['rows'])} rows in {(folder / name).relative_to(ROOT)}.json", flush=True)
 
 
 def ceilings() -> dict:
