@@ -50,14 +50,19 @@ def _read(source):
     return path.name, path.read_text()
 
 
+def build(source, arch="sm_80"):
+    """Path of the program that nvcc makes of a source: machine code for `arch`, PTX for newer GPUs."""
+    virtual = arch.replace("sm_", "compute_")
+    both = ["-gencode", f"arch={virtual},code={arch}", "-gencode", f"arch={virtual},code={virtual}"]
+    return toolchain.with_nvcc(*_read(source), ".gpu", arch, both)[0]
+
+
 def _execute(source, args, emulate, arch, environment):
     name, text = _read(source)
     if emulate:
         program, _ = toolchain.with_emulator(name, rewrite.rewrite(text, name))
     else:
-        virtual = arch.replace("sm_", "compute_")
-        both = ["-gencode", f"arch={virtual},code={arch}", "-gencode", f"arch={virtual},code={virtual}"]
-        program, _ = toolchain.with_nvcc(name, text, ".gpu", arch, both)
+        program = build(source, arch)
     try:
         done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, timeout=LIMIT_S,
                               env={**os.environ, **environment})

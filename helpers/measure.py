@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from helpers import ROOT, cuda, device                      # device before triton: it says why
+from helpers import ROOT, cuda, device                   # device before triton: it says why
 
 import torch
 import triton

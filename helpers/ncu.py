@@ -5,14 +5,13 @@ Each row has the bytes by lesson 07's formula, the bytes counted in the interpre
 the hardware's counters in bytes. Needs an NVIDIA GPU, `ncu`, and the permission to read counters.
 """
 import csv
-import json
 import re
 import shutil
 import subprocess
 import sys
 
 from helpers import ROOT, device, notebook, reference, traffic
-from helpers.measure import provenance
+from helpers.measure import provenance, save
 
 import torch
 
@@ -118,10 +117,7 @@ def main():
         measured = measure(ncu)
     except (RuntimeError, ValueError) as error:
         sys.exit(str(error))
-    folder = ROOT / "figures" / re.sub(r"\W+", "_", measured["device"].replace("NVIDIA", "").strip().lower())
-    folder.mkdir(exist_ok=True)
-    (folder / "traffic.json").write_text(json.dumps(measured, indent=1) + "\n")
-    print(f"{len(measured['rows'])} rows in {(folder / 'traffic.json').relative_to(ROOT)}")
+    save("traffic", measured)
 
 
 if __name__ == "__main__":
