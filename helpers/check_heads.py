@@ -13,7 +13,8 @@ def loop_bounds(fn):
     properties("loop_bounds", [
         ("as many queries as keys", _bounds((0, 64, 64, 256, 256), (1, 64, 64, 256, 256), (3, 64, 64, 256, 256))),
         ("blocks of different size", _bounds((1, 128, 32, 512, 512), (2, 32, 128, 512, 512), (3, 32, 128, 512, 512))),
-        ("more keys than queries", _bounds((0, 64, 64, 128, 300), (1, 64, 64, 128, 310))),
+        ("more keys than queries", _bounds((0, 64, 64, 128, 300), (1, 64, 64, 128, 310), (0, 64, 64, 128, 191),
+                                           (0, 64, 64, 128, 190))),
         ("queries that see no key", _bounds((0, 64, 64, 256, 64), (2, 64, 64, 256, 65))),
         ("a last block beyond the end", _bounds((3, 64, 64, 200, 200)))], fn)
 

@@ -53,7 +53,7 @@ ONLINE = {
     "l is the sum of e^(s - m)": counts_one_too_many,
     "the maximum changes on the way": lambda s: online_softmax(s, shrink=False),
     "scores near 1e4": lambda s: online_softmax(s, cap=100),
-    "scores near -1e4": lambda s: online_softmax(s, start=0.0),
+    "scores far below 0": lambda s: online_softmax(s, start=0.0),
     "scores of -inf count for nothing": lambda s: online_softmax(s, guard=False),
 }
 
@@ -152,8 +152,8 @@ def test_an_exception_is_a_failed_property(operation, capsys):
 
 
 def test_messages_say_what_and_where(capsys):
-    found = report("online_softmax", ONLINE["scores near -1e4"], capsys)
-    assert "m = 0, l = 0, m + log(l) is -inf, expected -9994" in found["scores near -1e4"]
+    found = report("online_softmax", ONLINE["scores far below 0"], capsys)
+    assert "m = 0, l = 0, m + log(l) is -inf, expected -9994" in found["scores far below 0"]
     found = report("merge", MERGE["the first piece has the larger maximum"], capsys)
     assert found["the first piece has the larger maximum"] == "maxima 5 and 3: l is 2.75, expected 1.66917"
     assert "the shape is [3], expected [2]" in report("merge", lambda a, b: (a[0], a[1], np.zeros(3)), capsys)[
