@@ -57,26 +57,26 @@ def build(source, arch="sm_80"):
     return toolchain.with_nvcc(*_read(source), ".gpu", arch, both)[0]
 
 
-def _execute(source, args, emulate, arch, environment):
+def _execute(source, args, emulate, arch, environment, limit_s=LIMIT_S):
     name, text = _read(source)
     if emulate:
         program, _ = toolchain.with_emulator(name, rewrite.rewrite(text, name))
     else:
         program = build(source, arch)
     try:
-        done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, timeout=LIMIT_S,
+        done = subprocess.run([program, *map(str, args)], capture_output=True, text=True, timeout=limit_s,
                               env={**os.environ, **environment})
     except subprocess.TimeoutExpired:
-        raise CudaError(f"{name} ran for more than {LIMIT_S} s and was stopped") from None
+        raise CudaError(f"{name} ran for more than {limit_s} s and was stopped") from None
     return done.returncode, done.stdout, done.stderr
 
 
-def run(source, *args, emulate=None, arch="sm_80", check=True):
+def run(source, *args, emulate=None, arch="sm_80", check=True, limit_s=LIMIT_S):
     """Compile, run with these command-line arguments, and return what was printed.
 
     On the GPU if there is one, else emulated; `emulate` True or False decides otherwise. `arch` names the GPU to compile
-    for; newer ones run it too. A program that fails raises CudaError with its words; check=False returns them instead."""
-    status, out, err = _execute(source, args, not has_gpu() if emulate is None else emulate, arch, {})
+    for; newer ones run it too. A program that fails, or runs for longer than limit_s seconds, raises CudaError with its words; check=False returns them instead."""
+    status, out, err = _execute(source, args, not has_gpu() if emulate is None else emulate, arch, {}, limit_s)
     if status and check:
         raise CudaError(f"{_read(source)[0]} ended with status {status}:\n{out}{err}".rstrip())
     return out + err

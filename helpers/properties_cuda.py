@@ -47,6 +47,7 @@ int main(int argc, char** argv) {                        // file, number of arra
 FAULTS = {"no thread is outside its arrays": r": out of bounds$", "no two threads race": r": a race$"}
 BARRIERS = {"every thread reaches every barrier": r"^the __syncthreads\(\) of block",
             "shared memory is written before it is read": r"which no thread of the block has written$"}
+PATIENCE_S = 10                                          # the checks run a kernel for a second at most
 ELSE = "it runs to its end"                              # whatever else stopped it
 
 
@@ -101,7 +102,7 @@ def _faults(run, arrays, sizes, barriers):
     found, after = dict.fromkeys(["it compiles", *kinds, ELSE], ""), {}
     for m in sizes:
         try:
-            after[m] = run(m, cuda.run, emulate=True)
+            after[m] = run(m, cuda.run, emulate=True, limit_s=PATIENCE_S)
         except (cuda.CudaError, ValueError) as error:
             text = str(error)
             fault = re.search(r"^emulator: cell\.cu(?::(\d+))?: (.*)$", text, re.M)
@@ -110,6 +111,9 @@ def _faults(run, arrays, sizes, barriers):
             sentence = " ".join(text.split()) if not fault else f"line {fault[1]}: {fault[2]}" if fault[1] else fault[2]
             name = next((name for name, pattern in kinds.items() if fault and re.search(pattern, fault[2])), ELSE)
             found[name] = found[name] or f"{_size(arrays, m)}: {sentence}"
+            if "was stopped" in text:                    # an endless loop would be one on the next size, too
+                found[ELSE] += ": does the loop advance?"
+                break
     return after, found
 
 

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from helpers import check_cuda, cuda
+from helpers import check_cuda, cuda, properties_cuda
 
 HEAD = 'static const int variant = atoi(getenv("VARIANT"));\n'          # one program holds a right kernel and all wrong ones
 BIG = "__shared__ float big[20000]; big[0] = 1.0f;"
@@ -188,3 +188,14 @@ def test_right_kernels_pass_on_the_gpu(operation, capsys):
 def test_checks_say_what_they_take():
     for name in ("vector_add", "scale_add", "stride_add", "transpose", "matmul"):
         assert "(" in getattr(check_cuda, name).__doc__.split(":")[0] and "float*" in getattr(check_cuda, name).__doc__
+
+
+def test_an_endless_loop_is_stopped_once(monkeypatch, capsys):
+    monkeypatch.setattr(properties_cuda, "PATIENCE_S", 1)
+    check_cuda.stride_add("""
+__global__ void stride_add(const float* a, const float* b, float* c, int n) {
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n;) c[i] = a[i] + b[i];
+}
+""")
+    printed = capsys.readouterr().out
+    assert printed.count("ran for more than 1 s") == 1 and "does the loop advance?" in printed
