@@ -23,8 +23,9 @@ lab: setup  ## open the course in JupyterLab (PORT=8888, BROWSER=no for a machin
 		$(if $(filter no,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root) \
 		notebooks/00_start_here.ipynb
 
+# one thread a process: the tests run side by side already, and threads that wait for each other would starve them
 test: setup  ## run every notebook and every test (TESTS=notebooks/08_flash_attention_triton.ipynb for one)
-	$(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
 
 figures: setup  ## draw figures/*.svg again
 	$(BIN)/python figures/draw.py
