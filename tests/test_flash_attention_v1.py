@@ -45,7 +45,8 @@ def test_no_worse_than_twice_pytorch(dtype):
 def test_any_shape_scale_and_tile(N, D, scale, BLOCK_M, BLOCK_N, BLOCK_V, seed):
     q, k, v = inputs(N, D, seed=seed)
     o = v1(q, k, v, scale=scale, tiles=dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_V=BLOCK_V))
-    assert error(o, q, k, v, scale) < 1e-5               # scores up to 2 * 80, so their rounding counts more
+    largest = abs(scale) * (q @ k.T).abs().amax().item() if N else 0         # the rounding of a score is a share of it
+    assert error(o, q, k, v, scale) < 2e-6 + 1e-6 * largest
 
 
 def test_every_element_is_written():

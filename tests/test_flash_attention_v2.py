@@ -54,7 +54,9 @@ def test_batches_and_groups(heads, kv_heads):
        scale=st.floats(-2, 2), BLOCK_M=st.sampled_from([16, 32, 64]), BLOCK_N=st.sampled_from([16, 32, 64]),
        groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]), seed=st.integers(0, 99))
 def test_any_call(N_q, N_k, D, is_causal, scale, BLOCK_M, BLOCK_N, groups, seed):
-    check(inputs(1, *groups, N_q, N_k, D, seed=seed), 1e-5, 1e-4, is_causal=is_causal, scale=scale,
+    q, k, v = inputs(1, *groups, N_q, N_k, D, seed=seed)
+    largest = abs(scale) * (q.norm(dim=-1).amax() * k.norm(dim=-1).amax()).item() if q.numel() and k.numel() else 0
+    check([q, k, v], 2e-6 + 1e-6 * largest, 1e-4, is_causal=is_causal, scale=scale,   # a score's rounding is a share of it
           tiles=dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N))
 
 
