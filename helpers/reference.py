@@ -19,19 +19,20 @@ def visible(N_q: int, N_k: int, is_causal: bool) -> np.ndarray:
 
 
 @quiet
-def attention(q, k, v, *, is_causal=False, scale=None, return_lse=False):
+def attention(q, k, v, *, is_causal=False, scale=None, return_lse=False, keep=1.0):
     """softmax(scale * q k^T) v in NumPy float64 (Vaswani et al. 2017, section 3.2.1); scale defaults to 1 / sqrt(D).
 
-    Takes arrays or tensors. Returns o [..., heads, N_q, D_v], and lse [..., heads, N_q] (natural log) if asked.
+    Takes arrays or tensors. keep [..., heads, N_q, N_k] multiplies the probabilities: dropout's mask / (1 - dropout_p).
+    Returns o [..., heads, N_q, D_v], and lse [..., heads, N_q] (natural log) if asked.
     """
     q, k, v = (_float64(x) for x in (q, k, v))
     p, lse = _probabilities(q, _expand(k, q), is_causal, scale)
-    o = p @ _expand(v, q)
+    o = (p * keep) @ _expand(v, q)
     return (o, lse) if return_lse else o
 
 
 @quiet
-def attention_grads(q, k, v, do, *, is_causal=False, scale=None):
+def attention_grads(q, k, v, do, *, is_causal=False, scale=None, keep=1.0):
     """Gradients of `attention` for an upstream gradient do [..., heads, N_q, D_v]: (dq, dk, dv) in float64.
 
     From the softmax Jacobian: ds = p * (dp - rowsum(dp * p)). For grouped heads dk and dv are summed over the group.
@@ -40,9 +41,9 @@ def attention_grads(q, k, v, do, *, is_causal=False, scale=None):
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     k_all, v_all = _expand(k, q), _expand(v, q)
     p, _ = _probabilities(q, k_all, is_causal, scale)
-    dp = do @ _transpose(v_all)
+    dp = keep * (do @ _transpose(v_all))
     ds = p * (dp - (dp * p).sum(-1, keepdims=True))
-    dk, dv = scale * _transpose(ds) @ q, _transpose(p) @ do
+    dk, dv = scale * _transpose(ds) @ q, _transpose(p * keep) @ do
     return scale * ds @ k_all, _sum_groups(dk, k), _sum_groups(dv, v)
 
 

@@ -1,4 +1,6 @@
 """Argument checks that the attention kernels share: a wrong call ends in a sentence, not in a wrong result."""
+import numbers
+
 import torch
 
 from helpers import device
@@ -39,9 +41,21 @@ def many_heads(q, k, v, enable_gqa: bool):
     heads, kv_heads = q.shape[1], k.shape[1]
     if heads != kv_heads and not enable_gqa:
         raise ValueError(f"k has {kv_heads} heads, q has {heads}: pass enable_gqa=True for grouped-query attention")
-    if heads and (not kv_heads or heads % kv_heads):
+    if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
         raise ValueError(f"k has {kv_heads} heads, which does not divide the {heads} heads of q "
                          "(grouped-query attention needs a divisor)")
+
+
+def dropout(dropout_p, seed):
+    """Raise TypeError or ValueError unless dropout_p is in [0, 1) and seed None or an int from 0 to 2^31 - 1."""
+    if not isinstance(dropout_p, numbers.Real):
+        raise TypeError(f"dropout_p is {dropout_p!r}: expected a number")
+    if not (seed is None or isinstance(seed, numbers.Integral)):
+        raise TypeError(f"seed is {seed!r}: expected an int or None")
+    if not 0 <= dropout_p <= 1 - 2**-24:                 # more is 1 in float32
+        raise ValueError(f"dropout_p is {dropout_p}: expected a probability from 0 to below 1")
+    if seed is not None and not 0 <= seed < 2**31:
+        raise ValueError(f"seed is {seed}: expected an int from 0 to 2^31 - 1, or None")
 
 
 def no_gradient(**named):

@@ -62,11 +62,46 @@ def test_gradients_agree_with_autograd(shapes, is_causal):
         np.testing.assert_allclose(got, x.grad.numpy(), rtol=1e-9, atol=1e-12)
 
 
-def test_gradients_agree_with_finite_differences():
+def masks(q_shape, k_shape, seed=2):
+    """What dropout with probability 0.3 would multiply the probabilities of these shapes by."""
+    return (np.random.default_rng(seed).random((*q_shape[:-1], k_shape[-2])) >= 0.3) / 0.7
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_kept_probabilities(shapes, is_causal):
+    q, k, v = inputs(*shapes)
+    N_k, keep = k.shape[-2], masks(*shapes)
+    unit = np.broadcast_to(np.eye(N_k), (*k.shape[:-1], N_k))              # then o holds the probabilities themselves
+    p = reference.attention(q, k, unit, is_causal=is_causal)
+    o, lse = reference.attention(q, k, v, is_causal=is_causal, return_lse=True, keep=keep)
+    group = 1 if q.ndim == 2 else q.shape[-3] // k.shape[-3]
+    np.testing.assert_allclose(o, (p * keep) @ (v if group == 1 else v.repeat(group, -3)), rtol=1e-12, atol=1e-14)
+    np.testing.assert_array_equal(lse, reference.attention(q, k, v, is_causal=is_causal, return_lse=True)[1])
+
+
+@pytest.mark.parametrize("shapes", SHAPES)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_gradients_with_kept_probabilities_agree_with_autograd(shapes, is_causal):
+    q, k, v = inputs(*shapes)
+    do, keep = np.random.default_rng(1).standard_normal(q.shape), masks(*shapes)
+    tensors = [torch.tensor(x, requires_grad=True) for x in (q, k, v)]
+    group = 1 if q.ndim == 2 else q.shape[-3] // k.shape[-3]
+    q_all, k_all, v_all = tensors[0], *(x if group == 1 else x.repeat_interleave(group, -3) for x in tensors[1:])
+    seen = torch.tensor(reference.visible(q.shape[-2], k.shape[-2], is_causal))
+    p = torch.softmax((0.7 * q_all @ k_all.mT).masked_fill(~seen, -math.inf), -1)
+    o = (p.masked_fill(~seen.any(-1, keepdim=True), 0.0) * torch.tensor(keep)) @ v_all
+    o.backward(torch.tensor(do))
+    for got, x in zip(reference.attention_grads(q, k, v, do, is_causal=is_causal, scale=0.7, keep=keep), tensors):
+        np.testing.assert_allclose(got, x.grad.numpy(), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("keep", [1.0, masks((4, 3), (5, 3))], ids=["all kept", "some dropped"])
+def test_gradients_agree_with_finite_differences(keep):
     q, k, v = inputs((4, 3), (5, 3))
     do = np.random.default_rng(1).standard_normal(q.shape)
-    loss = lambda *qkv: (reference.attention(*qkv, is_causal=True) * do).sum()
-    for which, grad in enumerate(reference.attention_grads(q, k, v, do, is_causal=True)):
+    loss = lambda *qkv: (reference.attention(*qkv, is_causal=True, keep=keep) * do).sum()
+    for which, grad in enumerate(reference.attention_grads(q, k, v, do, is_causal=True, keep=keep)):
         for place in np.ndindex(*grad.shape):
             step = np.zeros_like(grad)
             step[place] = 1e-6
