@@ -159,7 +159,7 @@ def test_compiles_without_spills(capability, dtype, D):
     pointers = {f"{name}_ptr": "*" + dtype for name in "qkvo"} | dict(lse_ptr="*fp32")
     strides = {f"{name}_strides": [16 * 4096 * D, 4096 * D, D, 1] for name in "qkvo"}
     made = cubin.compile_kernel("09_causal_and_multihead", "flash_attention_v2_kernel", dict(
-        **pointers, **strides, heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=D, IS_CAUSAL=True, DOT=dtype, **sizes),
+        **pointers, **strides, heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, dropout=[0.0, 0], D=D, IS_CAUSAL=True, DROPOUT=False, DOT=dtype, **sizes),
         capability, **launch)
     assert made["stack"] == 0 and made["shared"] <= 99 * 1024
     assert bool(re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", made["sass"])) == (dtype != "fp32")
