@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 
 from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
+from draw_pipeline import pipeline  # noqa: E402
 from draw_softmax import online_softmax  # noqa: E402
 from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
 from helpers.notebook import NOTEBOOKS  # noqa: E402
@@ -41,7 +42,7 @@ def road():
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles)}
+                                             grid_to_tiles, pipeline)}
 
 
 def draw(folder: Path):

@@ -8,9 +8,13 @@ mistake shows, and only that one.
 import torch
 
 from helpers.check_attention import attention  # noqa: F401  (a check like the others, long enough for its own module)
+from helpers.check_backward import attention_dbias, blocked_dkdv, grouped_dkdv, softmax_backward  # noqa: F401
+from helpers.check_bench import median_time, share, tflops  # noqa: F401
 from helpers.check_costs import bottlenecks, causal_tiles, longest, matmul_intensity  # noqa: F401
 from helpers.check_heads import attention_heads, loop_bounds, window_attention  # noqa: F401
 from helpers.check_matrix import linear, log_softmax, matmul, softmax  # noqa: F401
+from helpers.check_model import attention_dropout, attention_layer, decoding  # noqa: F401
+from helpers.check_precision import quantize, shared_bytes, stages_that_fit  # noqa: F401
 from helpers.check_softmax import combine, merge, online_softmax, safe_softmax  # noqa: F401
 from helpers.device import DEVICE
 from helpers.properties import difference, guarded, outside, properties, unwritten

@@ -1,0 +1,77 @@
+"""The checks of lesson 13: a timing function on a toy GPU, TFLOP/s, and the share of what a card can do."""
+from helpers.properties import properties
+from helpers.toy_gpu import ToyGPU
+
+PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)         # a GPU on which only one thing can go wrong at a time
+
+
+def _near(what, got, want):
+    if not isinstance(got, (int, float)):
+        return f"{what} is {got!r}, expected a number"
+    return "" if abs(got - want) <= 0.02 * want else f"{what} is {got:.5g}, expected {want:.5g}"
+
+
+# ---------------------------------------------------------------- a timing function
+
+def _changes_nothing(what, calls=20, **change):
+    def case(fn):
+        before, after = (fn(ToyGPU(**PLAIN | options), calls) for options in ({}, change))
+        return _near(f"the time of a kernel of 1000 us {what}", after, before)
+    return case
+
+
+MEDIAN_TIME = [("the end of the kernel is waited for", lambda fn: _near("the time of a kernel of 1000 us", fn(ToyGPU(**PLAIN), 20), 1000)),
+               ("compiling is not counted", _changes_nothing("that is compiled at its first call", calls=1, compile=50_000)),
+               ("inputs come from memory, not from the cache", _changes_nothing("that takes 100 us with a warm cache", cached=100)),
+               ("overwriting the cache is not counted", _changes_nothing("after a flush of 3000 us", flush=3000)),
+               ("one slow call in seven changes nothing", _changes_nothing("that is ten times slower now and then", slow_every=7))]
+
+
+def median_time(fn):
+    """fn(gpu, calls) returns the median time in us of so many calls of gpu.kernel(), on a helpers.toy_gpu.ToyGPU."""
+    properties("median_time", MEDIAN_TIME, fn)
+
+
+# ---------------------------------------------------------------- operations a second
+
+BASE = dict(ms=1.0, B=1, heads=1, N=4096, D=64, is_causal=False, backward=False)
+
+
+def _times(factor, **change):
+    def case(fn):
+        told = ", ".join(f"{key} = {value}" for key, value in change.items())
+        return _near(f"the rate with {told}, beside the same without,", fn(**BASE | change) / fn(**BASE), factor)
+    return case
+
+
+TFLOPS = [("4 N^2 D operations in a millisecond", lambda fn: _near("the rate of one head, N = 4096, D = 64, in 1 ms", fn(**BASE), 4.294967)),
+          ("the rate falls as the time grows", _times(0.25, ms=4.0)),
+          ("batches and heads count", _times(24, B=3, heads=8)),
+          ("twice the length is four times the work", _times(4, N=8192)),
+          ("wider heads are more work", _times(2, D=128)),
+          ("a causal mask halves the work", _times(0.5, is_causal=True)),
+          ("backward is 2.5 times forward", _times(2.5, backward=True))]
+
+
+def tflops(fn):
+    """fn(ms, B, heads, N, D, is_causal=False, backward=False) returns TFLOP/s."""
+    properties("tflops", TFLOPS, fn)
+
+
+# ---------------------------------------------------------------- the share of the ceiling
+
+CARD = dict(matmul_tflops=500.0, copy_gb_per_s=4000.0)
+
+
+def _share(what, want, *arguments):
+    return lambda fn: _near(what, fn(*arguments, CARD), want)
+
+
+SHARE = [("much arithmetic on few bytes", _share("1e12 operations on 1e6 bytes in 4 ms: the share", 0.5, 4.0, 1e12, 1e6)),
+         ("little arithmetic on many bytes", _share("1e6 operations on 4e9 bytes in 4 ms: the share", 0.25, 4.0, 1e6, 4e9)),
+         ("arithmetic and memory work at the same time", _share("1e12 operations on 8e9 bytes in 4 ms: the share", 0.5, 4.0, 1e12, 8e9))]
+
+
+def share(fn):
+    """fn(ms, operations, moved, ceilings) returns the least possible time over ms, ceilings as in a record."""
+    properties("share", SHARE, fn)

@@ -1,0 +1,177 @@
+"""The checks for attention inside a model, part of helpers/check.py: layers, dropout, decoding with a cache."""
+import torch
+
+from helpers import reference
+from helpers.device import DEVICE
+from helpers.properties import difference, properties
+
+
+def attention_layer(fn):
+    """fn(x, w_q, w_k, w_v, w_o, heads) returns causal self-attention: x [B, N, E] and weights [E, E] -> [B, N, E], float32.
+
+    q = x @ w_q.T and so on; features h * D to (h + 1) * D belong to head h.
+    """
+    properties("attention layer", [
+        ("one head", _layer((1, 12, 1))),
+        ("several heads of a single token", _layer((1, 1, 4))),
+        ("several heads", _layer((1, 12, 4), (1, 33, 2))),
+        ("several batches", _layer((3, 12, 1))),
+        ("earlier tokens do not see later ones", _no_leak)], fn)
+
+
+def _layer(*shapes):
+    def case(fn):
+        for B, N, heads in shapes:
+            x, weights = _layer_inputs(B, N)
+            want = _attention(x, [lambda y, w=w: y @ _array(w).T for w in weights], heads, heads, True)
+            problem = difference(fn(x, *weights, heads), want)
+            if problem:
+                return f"{B} batches of {N} tokens, {heads} heads: {problem}"
+        return ""
+    return case
+
+
+def _layer_inputs(B, N):
+    """x [B, N, 32] and four weights [32, 32]."""
+    torch.manual_seed(N)
+    return torch.randn(B, N, 32).to(DEVICE), [(torch.randn(32, 32) / 32**0.5).to(DEVICE) for _ in range(4)]
+
+
+def _no_leak(fn):
+    x, weights = _layer_inputs(1, 16)
+    before = fn(x, *weights, 4)
+    x = x.clone()
+    x[:, 8:] += 1
+    changed = (fn(x, *weights, 4) - before)[0, :8].abs().amax(1) > 1e-4
+    return f"token {int(changed.nonzero()[0])} changed with tokens 8 to 15" if changed.any() else ""
+
+
+def attention_dropout(module):
+    """module is a class of self-attention layers like lesson 12's: module(embed_dim, num_heads, dropout=...)."""
+    properties("attention dropout", [
+        ("without dropout it is attention", _exact(0.0, True)),
+        ("in evaluation nothing is dropped", _exact(0.5, False)),
+        ("the same torch seed drops the same weights", _repeats),
+        ("every call drops others", _differs),
+        ("what is left grows, so that the mean stays", _mean_stays),
+        ("weights are dropped, not outputs", _whole_rows)], module)
+
+
+def _exact(dropout, training):
+    def case(module):
+        torch.manual_seed(0)
+        layer = module(32, 2, dropout=dropout).to(DEVICE).train(training)
+        x = torch.randn(2, 12, 32, device=DEVICE)
+        return difference(layer(x), _full(layer, x))
+    return case
+
+
+def _two_calls(module):
+    """The outputs of one layer, training: of a call, of a second one, and of one after the first one's torch seed."""
+    layer, x = module(32, 2, dropout=0.5).to(DEVICE), torch.randn(2, 24, 32, device=DEVICE)
+    torch.manual_seed(1)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(1)
+    return first, second, layer(x)
+
+
+def _repeats(module):
+    first, _, again = _two_calls(module)
+    return "" if torch.equal(first, again) else "two calls after torch.manual_seed(1) differ"
+
+
+def _differs(module):
+    first, second, _ = _two_calls(module)
+    return "two calls in training gave the same output" if torch.equal(first, second) else ""
+
+
+def _kept(module, dropout):
+    """Per token and feature the sum of the weights that dropout left: equal scores, values of 1, nothing mixed. [48, 32]"""
+    layer = module(32, 2, dropout=dropout).to(DEVICE)
+    with torch.no_grad():
+        for projection in (layer.q_proj, layer.v_proj, layer.out_proj):
+            projection.weight.zero_()
+            projection.bias.zero_()
+        layer.v_proj.bias.fill_(1)
+        layer.out_proj.weight.copy_(torch.eye(32))
+        torch.manual_seed(2)
+        return layer(torch.randn(2, 24, 32, device=DEVICE)).flatten(0, 1)
+
+
+def _mean_stays(module):
+    mean = _kept(module, 0.25).mean().item()           # of 2304 weights: the standard deviation is 0.012
+    return "" if abs(mean - 1) < 0.06 else f"the weights of a query sum to {mean:.2f} on average, expected 1"
+
+
+def _whole_rows(module):
+    spread = _kept(module, 0.25).unflatten(1, (2, 16)).std(2).max().item()
+    return "" if spread < 1e-5 else "features of one head differ where every value is 1"
+
+
+def decoding(fn, module):
+    """fn(layer, x, cache) returns (y, cache): causal self-attention of new tokens x [B, n, E] that sees the earlier ones.
+
+    layer is a causal `module`, lesson 12's attention layer. cache is None, or what fn returned before: (k, v), each
+    [B, kv_heads, N, D]. All calls together give what the layer gives for all tokens at once.
+    """
+    properties("decoding with a cache", [
+        ("the first tokens", _decode(module, (7,))),
+        ("one token at a time", _decode(module, (1, 1, 1, 1))),
+        ("several tokens at a time", _decode(module, (5, 4, 3))),
+        ("shared key heads", _decode(module, (4, 1), kv_heads=2)),
+        ("the cache holds the keys and values of all tokens", _cache(module))], fn)
+
+
+def _decode(module, pieces, kv_heads=4):
+    def case(fn):
+        layer, x = _causal_layer(module, sum(pieces), kv_heads)
+        cache, want, end = None, _full(layer, x), 0
+        for n in pieces:
+            y, cache = fn(layer, x[:, end:end + n], cache)
+            problem = difference(y, want[:, end:end + n])
+            if problem:
+                return f"tokens {end} to {end + n - 1}: {problem}"
+            end += n
+        return ""
+    return case
+
+
+def _cache(module):
+    def case(fn):
+        layer, x = _causal_layer(module, 6, 2)
+        _, cache = fn(layer, x[:, :4], None)
+        _, cache = fn(layer, x[:, 4:], cache)
+        for name, got, projection in zip("kv", cache, (layer.k_proj, layer.v_proj)):
+            problem = difference(got, _split(_array(projection(x)), 2))
+            if problem:
+                return f"{name}: {problem}"
+        return ""
+    return case
+
+
+def _causal_layer(module, N, kv_heads):
+    torch.manual_seed(N)
+    layer = module(32, 4, kv_heads=kv_heads, causal=True).to(DEVICE).eval()
+    return layer, torch.randn(2, N, 32, device=DEVICE)
+
+
+def _full(layer, x):
+    """What a layer without dropout gives for x, from its parameters in float64."""
+    maps = [lambda y, linear=linear: y @ _array(linear.weight).T + _array(linear.bias)
+            for linear in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj)]
+    return _attention(x, maps, layer.num_heads, layer.kv_heads, layer.causal)
+
+
+def _attention(x, maps, heads, kv_heads, is_causal):
+    """Self-attention in float64 from the four maps of a layer: to q, k and v, and the one behind."""
+    q, k, v = (_split(to(_array(x)), h) for to, h in zip(maps, (heads, kv_heads, kv_heads)))
+    o = reference.attention(q, k, v, is_causal=is_causal).swapaxes(1, 2)
+    return maps[3](o.reshape(*o.shape[:2], -1))
+
+
+def _split(x, heads):
+    return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
+
+
+def _array(x):
+    return x.detach().double().cpu().numpy()

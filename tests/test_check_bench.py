@@ -1,0 +1,101 @@
+"""Lesson 13's checks catch each mistake alone; the toy GPU behaves as the lesson says."""
+import statistics
+
+import pytest
+
+from helpers import check_bench
+from helpers.toy_gpu import ToyGPU
+
+
+# ---------------------------------------------------------------- right versions, and a wrong one for each property
+
+def median_time(gpu, calls, warm_up=True, flush=True, settle=True, wait=True, average=statistics.median):
+    if warm_up:
+        gpu.kernel()
+    times = []
+    for _ in range(calls):
+        if flush:
+            gpu.flush()
+        if settle:
+            gpu.synchronize()
+        start = gpu.clock()
+        gpu.kernel()
+        if wait:
+            gpu.synchronize()
+        times.append(gpu.clock() - start)
+    return average(times)
+
+
+def tflops(ms, B, heads, N, D, is_causal=False, backward=False):
+    return 4 * B * heads * N * N * D * (0.5 if is_causal else 1) * (2.5 if backward else 1) / ms / 1e9
+
+
+def share(ms, operations, moved, ceilings, least=max):
+    return least(operations / ceilings["matmul_tflops"] / 1e9, moved / ceilings["copy_gb_per_s"] / 1e6) / ms
+
+
+WRONG = {
+    "median_time": (median_time, {
+        "the end of the kernel is waited for": lambda gpu, calls: median_time(gpu, calls, wait=False),
+        "compiling is not counted": lambda gpu, calls: median_time(gpu, calls, warm_up=False),
+        "inputs come from memory, not from the cache": lambda gpu, calls: median_time(gpu, calls, flush=False),
+        "overwriting the cache is not counted": lambda gpu, calls: median_time(gpu, calls, settle=False),
+        "one slow call in seven changes nothing": lambda gpu, calls: median_time(gpu, calls, average=statistics.mean)}),
+    "tflops": (tflops, {
+        "4 N^2 D operations in a millisecond": lambda **a: 0.5 * tflops(**a),
+        "the rate falls as the time grows": lambda ms, **a: tflops(1.0, **a),
+        "batches and heads count": lambda B, **a: tflops(B=1, **a),
+        "twice the length is four times the work": lambda N, **a: tflops(N=4096, **a),
+        "wider heads are more work": lambda D, **a: tflops(D=64, **a),
+        "a causal mask halves the work": lambda is_causal, **a: tflops(**a),
+        "backward is 2.5 times forward": lambda backward, **a: tflops(**a)}),
+    "share": (share, {
+        "much arithmetic on few bytes": lambda ms, f, b, c: share(ms, f, b, c) if b > 1e6 else b / c["copy_gb_per_s"] / 1e6 / ms,
+        "little arithmetic on many bytes": lambda ms, f, b, c: f / c["matmul_tflops"] / 1e9 / ms,
+        "arithmetic and memory work at the same time": lambda ms, f, b, c: share(ms, f, b, c, least=lambda *both: sum(both))})}
+CASES = [(name, wrong) for name, (_, wrongs) in WRONG.items() for wrong in wrongs]
+
+
+def failed(capsys, name, fn):
+    getattr(check_bench, name)(fn)
+    return [line.split(":")[0].removeprefix("  FAIL  ") for line in capsys.readouterr().out.splitlines() if line.startswith("  FAIL")]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_right_version_passes(capsys, name):
+    assert failed(capsys, name, WRONG[name][0]) == []
+
+
+@pytest.mark.parametrize("name,wrong", CASES)
+def test_a_wrong_version_fails_its_property_alone(capsys, name, wrong):
+    assert failed(capsys, name, WRONG[name][1][wrong]) == [wrong]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_every_property_has_a_wrong_version(name):
+    assert [title for title, _ in getattr(check_bench, name.upper())] == list(WRONG[name][1])
+
+
+def test_the_toy_gpu_works_on_after_the_call_returned():
+    gpu = ToyGPU(kernel=200, cached=120, compile=1000, flush=60)
+    gpu.kernel()
+    assert gpu.clock() == 1005                           # compiled and launched, not done
+    gpu.synchronize()
+    assert gpu.clock() == 1205
+    gpu.kernel()                                         # its inputs are in the cache
+    gpu.flush()
+    gpu.kernel()
+    assert gpu.clock() == 1220
+    gpu.synchronize()
+    gpu.synchronize()
+    assert gpu.clock() == 1205 + 5 + 120 + 60 + 200
+
+
+def test_the_toy_gpu_is_slow_now_and_then():
+    gpu, times = ToyGPU(kernel=10, cached=10, compile=0, slow_every=3), []
+    for _ in range(6):
+        start = gpu.clock()
+        gpu.kernel()
+        gpu.synchronize()
+        times.append(gpu.clock() - start - 5)
+    assert times == [10, 10, 100, 10, 10, 100]
