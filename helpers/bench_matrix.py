@@ -1,5 +1,6 @@
 """The suite of lesson 04, part of helpers/bench.py: softmax against PyTorch's and a copy, matrix products against cuBLAS."""
 from helpers import notebook
+from helpers.bench_run import row
 from helpers.device import DEVICE
 from helpers.measure import timing, verified
 
@@ -26,10 +27,11 @@ def _softmax(lesson):
         kernels = {"five steps": lesson.softmax_in_steps, "torch": lambda x: torch.softmax(x, dim=1), "triton": lesson.softmax}
         timed = {"copy": lambda: z.copy_(x)} | {name: lambda fn=fn: fn(x) for name, fn in kernels.items()}
         for name, fn in timed.items():
-            error = verified(name, fn()[:256], x[:256].double() if name == "copy" else want, 2e-6, f"N = {N}")
-            row = timing(fn)
-            yield dict(operation="softmax", name=name, dtype="float32", rows=len(x), N=N, relative_error=error,
-                       gb_per_s=2 * x.numel() * x.element_size() / row["median_ms"] / 1e6, **row)
+            def measure():
+                error = verified(name, fn()[:256], x[:256].double() if name == "copy" else want, 2e-6, f"N = {N}")
+                times = timing(fn)
+                return dict(relative_error=error, gb_per_s=2 * x.numel() * x.element_size() / times["median_ms"] / 1e6, **times)
+            yield row(dict(operation="softmax", name=name, dtype="float32", rows=len(x), N=N), measure)
 
 
 def _matmul(lesson):
@@ -39,8 +41,9 @@ def _matmul(lesson):
         a, b = torch.randn(2, n, n, device=DEVICE).to(torch.float16)
         want = a[:256].double() @ b.double()
         for name, fn in kernels.items():
-            error = verified(name, fn(a, b)[:256], want, 1e-3, f"n = {n}")
-            row = timing(lambda: fn(a, b))
-            chosen = {"tile": str(lesson.tuned_matmul_kernel.best_config)} if name == "autotuned" else {}
-            yield dict(operation="matmul", name=name, dtype="float16", n=n, relative_error=error,
-                       tflops=2 * n**3 / row["median_ms"] / 1e9, **row, **chosen)
+            def measure():
+                error = verified(name, fn(a, b)[:256], want, 1e-3, f"n = {n}")
+                times = timing(lambda: fn(a, b))
+                chosen = {"tile": str(lesson.tuned_matmul_kernel.best_config)} if name == "autotuned" else {}
+                return dict(relative_error=error, tflops=2 * n**3 / times["median_ms"] / 1e9, **times, **chosen)
+            yield row(dict(operation="matmul", name=name, dtype="float16", n=n), measure)

@@ -59,3 +59,20 @@ def provenance(fig, record: dict):
     """Write a record's device, versions and date in small print under a figure."""
     fig.supxlabel(f"{record['device']}, torch {record['torch']}, triton {record['triton']}, {record['date']}",
                   x=0.01, ha="left", fontsize=7, color=INK)
+
+
+def label_ends(ax, ends: dict, colours: dict, least: float = 0.06):
+    """Write each line's name at its end, {name: (x, y)}, in its colour; labels that would touch move apart.
+
+    `least` is the distance of two labels as a share of the axis' height. Call it when all lines are drawn.
+    """
+    if ax.get_yscale() == "linear":
+        ax.set_ylim(bottom=0)
+    to_axis = lambda point: ax.transAxes.inverted().transform(ax.transData.transform(point))
+    heights, places = {name: to_axis(end)[1] for name, end in ends.items()}, {}
+    for name in sorted(heights, key=heights.get):
+        places[name] = max([heights[name], *(place + least for place in places.values())])
+    for name, place in places.items():
+        x, y = to_axis(ends[name])
+        ax.annotate(name, (x, y), (x + 0.04, place), xycoords="axes fraction", textcoords="axes fraction",
+                    color=colours[name], va="center", annotation_clip=False)

@@ -1,0 +1,336 @@
+"""The benchmark suites at sizes the interpreter can do, with a clock that is made up; resuming, the budget, the progress line."""
+import io
+import itertools
+import json
+import subprocess
+import types
+
+import pytest
+import torch
+
+from helpers import bench, bench_attention, bench_backward, bench_claims, bench_run, device, measure
+
+pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
+TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
+WHERE = dict(device="NVIDIA H200", driver="1", torch="2", triton="3", cuda="13", cudnn=9, nvcc="13", date="today", commit="abc",
+             command="here")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Tiny sizes, and every call lasts 2 ms."""
+    def timing(fn):
+        fn()
+        return dict(TIMES)
+    for module in (bench, bench_attention, bench_backward, bench_claims):
+        monkeypatch.setattr(module, "timing", timing)
+    monkeypatch.setattr(bench_attention, "TOKENS", 64)
+    monkeypatch.setattr(bench_attention, "HIDDEN", 128)
+    for name, sizes in dict(LENGTHS=[32, 64], ONE_HEAD=[48], FLEX_LENGTHS=[]).items():
+        monkeypatch.setattr(bench_attention, name, sizes)
+    monkeypatch.setattr(bench_backward, "LENGTHS", [32])
+    for name, sizes in dict(BATCHES=[1, 2], LENGTHS=[16, 48], COMPARED=16, TABLE_LENGTH=40, PRODUCT=256,
+                            SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]).items():
+        monkeypatch.setattr(bench_claims, name, sizes)
+    # PyTorch's fused backends are on the GPU only; its own choice stands in for them
+    monkeypatch.setattr(bench_attention, "sdpa_kernel", lambda backend: bench_run.contextlib.nullcontext())
+
+
+@pytest.fixture
+def elsewhere(monkeypatch, tmp_path):
+    """Records are written into a folder of the test's own, by a device that is not there."""
+    (tmp_path / "figures").mkdir()
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    monkeypatch.setattr(bench, "provenance", lambda: dict(WHERE))
+    monkeypatch.setattr(bench, "ceilings", lambda: dict(copy_gb_per_s=4000, matmul_tflops=600))
+    return tmp_path / "figures" / "h200"
+
+
+# ---------------------------------------------------------------- what the suites measure
+
+def names(rows):
+    return list(dict.fromkeys(row["name"] for row in rows))
+
+
+SDPA = ["SDPA flash", "SDPA cudnn", "SDPA efficient"]
+EXPECTED = {"flash_attention_v1": (["standard", "v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA, "standard"], 2 * 2 * 2 * 5),
+            "flash_attention_v3": (["v2", "v3", "v3 fp8", "v3 fp8 kernel", *SDPA, "standard"], 2 * 2 * 2 * 8),
+            "backward": (["ours", *SDPA, "standard"], 2 * 2 * 5),
+            "lengths_and_batches": (["standard", "v2", "v3", "SDPA flash"], 2 * 2 * 4),
+            "table_8192": (["standard", "v1, 1-D grid", "v1", "v2", "v3", *SDPA, "v3 fp8"], 3 * 8 + 1)}
+
+
+@pytest.mark.parametrize("suite", EXPECTED)
+def test_a_suite_at_small_sizes(small, suite):
+    rows = list(bench.SUITES[suite]())
+    assert (sorted(names(rows)), len(rows)) == (sorted(EXPECTED[suite][0]), EXPECTED[suite][1])
+    assert not [row for row in rows if "error" in row]
+    for row in rows:
+        heads, batch = row["heads"], row.get("batch", 1)
+        work = 4 * batch * heads * row["N"]**2 * row["D"] / (2 if row.get("is_causal") else 1) * (2.5 if suite == "backward" else 1)
+        assert row["tflops"] == pytest.approx(work / 2 / 1e9) and row["median_ms"] == 2.0 and row["peak_bytes"] == 64
+        assert 0 < row["relative_error"] < (0.2 if "fp8" in row["name"] else 5e-3)
+        assert row["dtype"] == ("float8_e4m3fn" if "fp8" in row["name"] else "float16")
+    json.dumps(rows)
+
+
+def test_types_at_small_sizes(small):
+    rows = list(bench.SUITES["types"]())
+    products, attention = [r for r in rows if "n" in r], [r for r in rows if "N" in r]
+    assert [r["dtype"] for r in products] == ["float32", "float16", "bfloat16", "float8_e4m3fn"]
+    assert all(r["tflops"] == pytest.approx(2 * 256**3 / 2 / 1e9) for r in products[:3])
+    assert {r["dtype"] for r in attention} == {"float32", "float16", "bfloat16", "float8_e4m3fn"}
+    for row in attention:
+        assert "error" in row or row["largest_difference"] <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}.get(row["dtype"], 0.5)
+        assert row["name"] != "standard" or row["largest_difference"] == 0
+    assert not [r for r in attention if "error" in r and r["name"] in ("v2", "v3")]
+
+
+def test_the_first_call_is_measured_in_processes_of_their_own(monkeypatch):
+    calls = []
+    def run(command, env, **options):
+        bench_claims.Path(env["TRITON_CACHE_DIR"]).mkdir(exist_ok=True)
+        calls.append(command[-1])
+        return types.SimpleNamespace(returncode=0, stdout='a warning\n{"first_ms": 9.0, "second_ms": 1.0}\n')
+    monkeypatch.setattr(bench_claims.subprocess, "run", run)
+    rows = list(bench.SUITES["first_call"]())
+    assert [(r["name"], r["cache"]) for r in rows] == [("standard", "none"), ("v2", "empty"), ("v2", "filled"), ("v3", "empty"),
+                                                     ("v3", "filled")]
+    assert calls == ["standard", "v2", "v2", "v3", "v3"] and rows[1]["first_ms"] == 9.0
+    calls.clear()                                        # interrupted in between: the cache is filled first
+    with bench_run._resuming(rows[:2]):
+        assert list(bench.SUITES["first_call"]()) == rows
+    assert calls == ["v2", "v2", "v3", "v3"]
+
+
+def test_the_first_and_the_second_call(small, monkeypatch):
+    monkeypatch.setattr(bench_claims, "FIRST", dict(batch=1, heads=1, N=32, D=32))
+    found = bench_claims.first_and_second("v2")
+    assert found["first_ms"] > 0 and found["second_ms"] > 0 and found["median_ms"] == 2.0
+
+
+# ---------------------------------------------------------------- what is not timed
+
+def attention(**changed):
+    q, k, v = bench_attention.random_inputs(1, 1, 32, 32)
+    exact = torch.softmax(q.double() @ k.double().mT * 32**-0.5, -1) @ v.double()
+    kernels = {name: lambda q, k, v, fn=fn: fn(exact) for name, fn in changed.items()}
+    return list(bench_attention.rows(kernels, q, k, v, lambda o: o[-1, -1], lambda: exact[-1, -1], 1, N=32))
+
+
+def fail(problem):
+    def failing(exact):
+        raise problem
+    return failing
+
+
+def test_a_wrong_result_of_ours_ends_the_suite(small):
+    for wrong in (lambda exact: 1.01 * exact, lambda exact: exact * float("nan")):
+        with pytest.raises(AssertionError, match="v2 is off by .* at N = 32: not timed"):
+            attention(v2=wrong)
+    with pytest.raises(RuntimeError, match="illegal"):
+        attention(v2=fail(RuntimeError("an illegal memory access")))
+
+
+def test_a_failing_peer_is_a_row_with_the_reason(small):
+    rows = attention(**{"SDPA cudnn": fail(RuntimeError("No available\nkernel")), "SDPA flash": lambda exact: 2 * exact,
+                        "standard": fail(torch.OutOfMemoryError("tried to allocate")), "v2": lambda exact: exact})
+    assert [row.get("error") for row in rows[:1] + rows[2:]] == ["No available kernel", "out of memory", None]
+    assert "is off by" in rows[1]["error"] and not any("median_ms" in row for row in rows[:3])
+    assert attention(v3=fail(ValueError("q has D = 320")))[0]["error"] == "q has D = 320"     # a refusal
+    assert attention(v3=fail(torch.OutOfMemoryError()))[0]["error"] == "out of memory"
+
+
+def test_fp8_is_held_against_a_bound_of_its_own(small):
+    assert "error" not in attention(**{"v3 fp8": lambda exact: 1.05 * exact})[0]
+    with pytest.raises(AssertionError):
+        attention(**{"v3 fp8": lambda exact: 1.3 * exact})
+
+
+def test_wrong_gradients_end_the_suite(small, monkeypatch):
+    class Wrong(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, q, k, v, is_causal):
+            return bench_attention.reference.torch_attention(q, k, v, is_causal=is_causal)
+        @staticmethod
+        def backward(ctx, do):
+            return do, do, do, None
+    lesson = types.SimpleNamespace(flash_attention=lambda q, k, v, is_causal: Wrong.apply(q, k, v, is_causal))
+    monkeypatch.setattr(bench_backward.notebook, "load", lambda name: lesson)
+    with pytest.raises(AssertionError, match="dq of ours is off by"):
+        list(bench.SUITES["backward"]())
+
+
+# ---------------------------------------------------------------- the clock
+
+class Gpu:
+    """A GPU with a clock of its own, on which the first call of a kernel takes 100 ms and later ones 3, 4 and 5 in turn."""
+
+    def __init__(self, monkeypatch, lasting=(3.0, 4.0, 5.0)):
+        self.now, self.calls, self.flushes, lasting = 0.0, 0, 0, itertools.cycle(lasting)
+        def fn():
+            self.now += 100 if not self.calls else next(lasting)
+            self.calls += 1
+        self.fn, gpu = fn, self
+        class Event:
+            def __init__(self, enable_timing):
+                pass
+            def record(self):
+                self.at = gpu.now
+            def elapsed_time(self, end):
+                return end.at - self.at
+        class Scratch:
+            def zero_(self):
+                gpu.flushes, gpu.now = gpu.flushes + 1, gpu.now + 50
+        peaks = iter((1000, 1024))
+        for name, value in dict(Event=Event, synchronize=lambda: None, reset_peak_memory_stats=lambda: None,
+                                memory_allocated=lambda: next(peaks), max_memory_allocated=lambda: next(peaks)).items():
+            monkeypatch.setattr(torch.cuda, name, value)
+        monkeypatch.setattr(measure.torch, "empty", lambda *size, **options: Scratch())
+
+
+def test_timing_leaves_out_warm_up_and_flush(monkeypatch):
+    gpu = Gpu(monkeypatch)
+    gpu.fn()                                             # the check before
+    found = measure.timing(gpu.fn)
+    assert found == dict(median_ms=4.0, q1_ms=3.0, q3_ms=5.0, calls=50, peak_bytes=24)
+    assert gpu.flushes == gpu.calls - 1 == 1 + 10 + 50   # once for how long it takes, a fifth to warm up, then timed
+
+
+@pytest.mark.parametrize("ms,calls", [(1000.0, 5), (0.001, 1000)])
+def test_long_and_short_calls_are_timed_often_enough(monkeypatch, ms, calls):
+    gpu = Gpu(monkeypatch, lasting=[ms])
+    gpu.fn()
+    found = measure.timing(gpu.fn)
+    assert found["calls"] == calls and found["median_ms"] == pytest.approx(ms)
+
+
+# ---------------------------------------------------------------- one run, interrupted and resumed
+
+def suite_of(*seen, stop=None):
+    """A suite of four rows that notes what it really measures, and breaks off at one of them."""
+    def suite():
+        """Four numbers."""
+        for N in range(4):
+            def measured(N=N):
+                if N == stop:
+                    raise KeyboardInterrupt
+                seen[0].append(N)
+                return dict(square=N * N)
+            yield bench_run.row(dict(name="four", N=N), measured)
+    return suite
+
+
+def test_a_stopped_suite_goes_on_where_it_was(elsewhere):
+    seen = []
+    with pytest.raises(KeyboardInterrupt):
+        bench_run.run_suite("four", suite_of(seen, stop=2), WHERE)
+    path = bench_run.partial("four", WHERE)
+    path.write_text(path.read_text() + '{"name": "fo')   # killed in the middle of a line
+    with pytest.raises(KeyboardInterrupt):
+        bench_run.run_suite("four", suite_of(seen, stop=3), WHERE)
+    shown = []
+    rows = bench_run.run_suite("four", suite_of(seen), WHERE, shown.append)
+    assert seen == [0, 1, 2, 3] and rows == shown == [dict(name="four", N=N, square=N * N) for N in range(4)]
+    assert len(path.read_text().splitlines()) == 5 and not bench_run._known       # complete, until the record is written
+
+
+@pytest.mark.parametrize("change", [dict(commit="def"), dict(device="NVIDIA A100"), dict(triton="4"), dict(commit="abc-dirty")])
+def test_rows_of_another_commit_or_device_are_not_kept(elsewhere, change):
+    first, seen = WHERE | ({"commit": "abc-dirty"} if change == {"commit": "abc-dirty"} else {}), []
+    with pytest.raises(KeyboardInterrupt):
+        bench_run.run_suite("four", suite_of([], stop=2), first)
+    there = bench_run.partial("four", WHERE | change)
+    if change.get("device"):
+        there.parent.mkdir(parents=True)
+        bench_run.partial("four", WHERE).rename(there)
+    bench_run.run_suite("four", suite_of(seen), WHERE | change)
+    assert seen == [0, 1, 2, 3]
+
+
+def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere, monkeypatch, capsys):
+    seen, wrong = [], [True]
+    def fails():
+        yield dict(name="one")
+        if wrong:
+            raise AssertionError("v9 is off")
+    monkeypatch.setattr(bench, "SUITES", dict(fails=fails, four=suite_of(seen)))
+    monkeypatch.setattr(bench, "SECONDS", dict(fails=1, four=1))
+    assert bench.main([]) == 1
+    assert "fails failed: AssertionError: v9 is off" in capsys.readouterr().err
+    assert [path.name for path in elsewhere.glob("*.json")] == ["four.json"]
+    record = json.loads((elsewhere / "four.json").read_text())
+    assert record["commit"] == "abc" and record["what"] == "Four numbers." and len(record["rows"]) == 4
+    assert record["ceilings"]["matmul_tflops"] == 600
+    assert [path.name for path in (elsewhere / ".partial").iterdir()] == ["fails.jsonl"]
+    wrong.clear()
+    assert bench.main([]) == 0                           # only what is missing
+    assert seen == [0, 1, 2, 3] and (elsewhere / "fails.json").exists()
+    assert "complete at abc: four" in capsys.readouterr().out
+    assert bench.main(["four"]) == 0 and seen == 2 * [0, 1, 2, 3]             # named: measured anew
+
+
+def test_a_run_ends_when_its_time_is_up(elsewhere, monkeypatch):
+    seen, ticks = [], itertools.count(0, 100)
+    monkeypatch.setattr(bench, "SUITES", dict(four=suite_of(seen)))
+    monkeypatch.setattr(bench, "SECONDS", dict(four=1))
+    monkeypatch.setattr(bench_run.Progress.__init__, "__defaults__", (lambda: next(ticks), io.StringIO()))
+    with pytest.raises(SystemExit, match="stopped after .* at row . of four: run the same command again"):
+        bench.main([])
+    left = len(seen)
+    assert 0 < left < 4 and not (elsewhere / "four.json").exists()
+    monkeypatch.setattr(bench, "BUDGET", 1e9)
+    bench.main([])
+    assert seen == [0, 1, 2, 3] and len(json.loads((elsewhere / "four.json").read_text())["rows"]) == 4
+
+
+def test_a_full_run_fits_in_its_budget():
+    assert list(bench.SECONDS) == list(bench.SUITES) and sum(bench.SECONDS.values()) < bench.BUDGET < 600
+
+
+# ---------------------------------------------------------------- the progress line, the commit
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_in_a_log_and_on_a_terminal():
+    for out, lines in ((io.StringIO(), 4), (Terminal(), 1)):
+        now = [0.0]
+        progress = bench_run.Progress(dict(one=60, two=30), 1000, lambda: now[0], out)
+        progress.begin("one")
+        for N in range(10):
+            now[0] += 2.5
+            progress.row(dict(name="v2", N=N, D=64))
+        now[0] = 50
+        assert progress.remaining() == 40
+        progress.begin("two")
+        now[0] = 95
+        assert progress.remaining() == 0                 # longer than expected: never negative
+        progress.end()
+        written = out.getvalue()
+        assert written.count("\n") == lines and ("\r" in written) == (lines == 1)
+        assert "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left" in written
+        assert "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left" in written
+        assert "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left" in written
+
+
+def test_the_commit_is_marked_dirty_by_code_and_not_by_records(tmp_path, monkeypatch):
+    git = lambda *arguments: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True,
+                                            capture_output=True)
+    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    assert measure._commit() == ""
+    (tmp_path / "figures" / "h200").mkdir(parents=True)
+    kernel, record = tmp_path / "kernel.py", tmp_path / "figures" / "h200" / "four.json"
+    for path in (kernel, record):
+        path.write_text("1")
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        git(*command)
+    clean = measure._commit()
+    assert len(clean) == 12 and "-" not in clean
+    record.write_text("2")
+    assert measure._commit() == clean
+    kernel.write_text("2")
+    assert measure._commit() == f"{clean}-dirty"
