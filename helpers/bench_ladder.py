@@ -25,17 +25,14 @@ def ladder():
 def _steps(v2, lesson, D, is_causal):
     """{step: fn(q, k, v)} for `ladder`."""
     v3 = lambda **options: lambda q, k, v: lesson.launch_v3(q, k, v, is_causal, D**-0.5, **options)[0]
+    pointers = lambda tiles: lambda q, k, v: v2.launch_v2(q, k, v, is_causal, D**-0.5, tiles=tiles)[0]
     same, chosen = v2.tile_sizes(D, torch.float16), lesson.tiles_v3(D, TOKENS, is_causal, False, 90)
     same.pop("BLOCK_D")
-    tiles = {key: value for key, value in chosen.items() if key != "maxnreg"}
-    steps = {"v2": lambda q, k, v: v2.launch_v2(q, k, v, is_causal, D**-0.5)[0], "descriptors": v3(tiles=same)}
+    steps = {"v2": pointers(None), "descriptors": v3(tiles=same)}
     for stages in (1, 2, 3, 4):
         if (same["BLOCK_M"] + stages * 2 * same["BLOCK_N"]) * D * 2 <= SHARED:
-            steps[f"{stages} stages"] = v3(tiles=same | dict(num_stages=stages))
-    steps["tiles"] = v3(tiles=tiles)
-    if tiles != chosen:
-        steps["registers"] = v3(tiles=chosen)
-    steps["tuned"] = v3(kernel=lesson.tuned_v3_kernel)
+            steps[f"{stages} stage{'s'[:stages > 1]}"] = v3(tiles=same | dict(num_stages=stages))
+    steps |= {"tiles": v3(tiles=chosen), "tiles, pointers": pointers(chosen), "tuned": v3(kernel=lesson.tuned_v3_kernel)}
     if not is_causal:
         steps["specialized"] = lambda q, k, v: lesson.launch_ws(q, k, v, D**-0.5)[0]
     return steps | {"fp8 kernel": fp8_kernel(lesson, is_causal)}

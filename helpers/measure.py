@@ -52,10 +52,11 @@ def _call_times(fn, calls, scratch):
 def provenance() -> dict:
     """Device, driver, versions, date, commit and command of this measurement. A dirty tree is marked as such.
 
-    The commit comes from git, or from the environment variable COMMIT. RuntimeError if neither knows it.
+    The commit comes from the environment variable COMMIT (a copy of the tree knows no better), or from git. RuntimeError
+    if neither knows it.
     """
     run = lambda *command: subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    commit = _commit() or os.environ.get("COMMIT")
+    commit = os.environ.get("COMMIT") or _commit()
     if not commit:
         raise RuntimeError("there is no git repository here: set COMMIT to the commit that is measured")
     return dict(device=torch.cuda.get_device_name(),
