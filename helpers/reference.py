@@ -92,4 +92,4 @@ def _sum_groups(dx, x):
     if x.ndim == 2 or dx.shape == x.shape:
         return dx
     *batch, kv_heads, N, D = x.shape
-    return dx.reshape(*batch, kv_heads, -1, N, D).sum(-3)
+    return dx.reshape(*batch, kv_heads, dx.shape[-3] // kv_heads, N, D).sum(-3)

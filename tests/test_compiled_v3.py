@@ -1,0 +1,89 @@
+"""What lesson 11's kernels compile to: registers, shared memory, and the instructions that they are there for."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from helpers import ROOT, cubin, notebook
+
+LESSON = "11_fp8_and_prefetch"
+lesson = notebook.load(LESSON)
+KEPT = 227 * 1024                                        # bytes of shared memory that a Hopper GPU lends a program
+# many kernels in one process, where the interpreter is off: a process for each would spend its time on imports
+COMPILE = """
+import json, re, sys
+from helpers import cubin
+for request in json.load(sys.stdin):
+    made = cubin._compile(**request)
+    instructions = set(re.findall(r"\\b[A-Z0-9]+\\b", made.pop("sass")))
+    print(json.dumps(dict(made, ptx=None, instructions=sorted(instructions))))
+"""
+
+
+def request(dtype, D, N, is_causal, capability, tiles=None):
+    """The arguments of cubin.compile_kernel for a call of launch_v3 with N queries and keys."""
+    fp8, sizes = dtype == "fp8", dict(tiles or lesson.tiles_v3(D, N, is_causal, dtype == "fp8", capability))
+    launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
+    element, o, BLOCK_D = ("fp8e4nv", "fp16", lesson.width(D, True)) if fp8 else (dtype, dtype, lesson.width(D, False))
+    M, N_tile = sizes["BLOCK_M"], sizes["BLOCK_N"]
+    shapes = dict(q=(M, BLOCK_D), k=(N_tile, BLOCK_D), v=(BLOCK_D, N_tile) if fp8 else (N_tile, BLOCK_D))
+    arguments = {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()}
+    arguments |= {f"{x}_scales": "*fp32" if fp8 else None for x in "qkv"}
+    arguments |= dict(o_ptr="*" + o, lse_ptr="*fp32", o_strides=[16 * N * D, N * D, D, 1], heads=16, group=1, N_q=N, N_k=N,
+                      scale=0.1, D=D, BLOCK_D=BLOCK_D, IS_CAUSAL=is_causal, EVEN=not is_causal and N % 128 == 0, FP8=fp8,
+                      DOT=element, **sizes)
+    return dict(lesson=LESSON, kernel="flash_attention_v3_kernel", arguments=arguments, capability=capability, **launch)
+
+
+def cases():
+    """(dtype, D, N, is_causal, capability): the kernels that the table of tiles leads to, each once.
+
+    On a Blackwell GPU and for bfloat16 those with a causal mask, which need the most registers, stand for the others.
+    """
+    found = {}
+    for capability, dtype in ((90, "fp16"), (90, "fp8"), (90, "bf16"), (100, "fp16"), (100, "fp8")):
+        for D in (32, 64, 128, 256):
+            for N, is_causal in ((4096, True), (16384, True), (4096, False), (4000, False), (16384, False), (10_000, False)):
+                if is_causal or (capability == 90 and dtype != "bf16"):
+                    tiles, even = lesson.tiles_v3(D, N, is_causal, dtype == "fp8", capability), N % 128 == 0
+                    key = (capability, dtype, D, is_causal, even, *tiles.items())
+                    found.setdefault(key, (dtype, D, N, is_causal, capability))
+    return list(found.values())
+
+
+CASES = cases()
+
+
+@pytest.fixture(scope="module")
+def compiled():
+    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", COMPILE], input=json.dumps([request(*case) for case in CASES]),
+                          text=True, capture_output=True, env=env, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
+def test_compiles_without_spills(compiled, case):
+    dtype, *_, capability = case
+    made = compiled[case]
+    assert made["stack"] == 0 and made["shared"] <= KEPT
+    matrix = {(90, False): "HGMMA", (90, True): "QGMMA", (100, False): "UTCHMMA", (100, True): "UTCQMMA"}
+    assert {matrix[capability, dtype == "fp8"], "UTMALDG"} <= set(made["instructions"])
+
+
+def test_compiles_for_an_older_gpu():
+    tiles = dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=2)
+    made = cubin.compile_kernel(**request("fp16", 64, 4096, True, 80, tiles))
+    assert "HMMA" in made["sass"] and "UTMALDG" not in made["sass"] and made["shared"] <= 163 * 1024
+
+
+@pytest.mark.parametrize("dtype,D", [("fp16", 64), ("bf16", 128)])
+def test_warp_specialized_compiles(dtype, D):
+    arguments = {f"{x}_ptr": "*" + dtype for x in "qkvo"} | {f"{x}_strides": [16 * 4096 * D, 4096 * D, D, 1] for x in "qkvo"}
+    made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments | dict(
+        lse_ptr="*fp32", heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=D, DOT=dtype, **lesson.WS_TILES[D]), num_stages=2)
+    assert "HGMMA" in made["sass"] and "UTMALDG" in made["sass"] and made["shared"] <= KEPT
+    assert made["stack"] <= {64: 40, 128: 0}[D]          # Triton 3.7.1: 40 bytes for D = 64
