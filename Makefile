@@ -29,6 +29,7 @@ test: setup  ## run every notebook and every test (TESTS=notebooks/08_flash_atte
 
 figures: setup  ## draw figures/*.svg again
 	$(BIN)/python figures/draw.py
+	$(BIN)/python figures/headline.py
 
 bench: setup  ## measure on this machine's NVIDIA GPU, into figures/<device>/ (BENCH="vector_add" for one suite)
 	$(BIN)/python -m helpers.bench $(BENCH)

@@ -71,9 +71,9 @@ SUITES = {"vector_add": vector_add, "cuda_programs": cuda_programs,
           "training": bench_model.training}
 
 # How long each takes on an H200, for the progress line
-SECONDS = {"vector_add": 8, "cuda_programs": 60, "softmax_and_matmul": 30, "flash_attention_v1": 20, "flash_attention_v2": 30,
-           "flash_attention_v3": 110, "ladder": 60, "backward": 40, "lengths_and_batches": 40, "table_8192": 10, "types": 15,
-           "first_call": 60, "training": 50}
+SECONDS = {"vector_add": 7, "cuda_programs": 41, "softmax_and_matmul": 18, "flash_attention_v1": 22, "flash_attention_v2": 28,
+           "flash_attention_v3": 63, "ladder": 36, "backward": 30, "lengths_and_batches": 28, "table_8192": 11, "types": 11,
+           "first_call": 18, "training": 50}
 
 
 def measure(name: str) -> dict:

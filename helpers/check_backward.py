@@ -105,7 +105,7 @@ def _early_queries(fn):
 BLOCKED_DKDV = [("one block", _dkdv((16, 16, 16))),
                 ("several blocks", _dkdv((96, 96, 32), (64, 64, 16))),
                 ("a length that is no multiple of the block", _dkdv((50, 50, 32), (17, 17, 32))),
-                ("more keys than queries", _dkdv((50, 90, 32), (32, 96, 32), (1, 70, 16))),
+                ("more keys than queries", _dkdv((50, 90, 32), (32, 96, 32), (1, 70, 16), (96, 192, 32))),
                 ("more queries than keys", _dkdv((90, 50, 32), (96, 32, 32), (70, 1, 16))),
                 ("the scale that it is given", _dkdv((32, 32, 32), scale=1.5)),
                 ("masked scores far above the others", _dkdv((32, 32, 32), step=1e3)),
@@ -209,7 +209,7 @@ GROUPED_DKDV = [("one head", _grouped((1, 1, 1, 64, 64))),
                 ("more queries than keys", _grouped((1, 1, 1, 96, 32))),
                 ("a length that is no multiple of the block", _grouped(*LENGTHS)),
                 ("every output element is written", _grouped(*LENGTHS, look=_each(unwritten))),
-                ("nothing is written outside of the tensors", _grouped(*LENGTHS, look=_each(outside)))]
+                ("nothing is written outside of the tensors", _grouped(*LENGTHS, (1, 4, 2, 50, 50), look=_each(outside)))]
 
 
 def grouped_dkdv(fn):

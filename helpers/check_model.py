@@ -23,8 +23,7 @@ def _layer(*shapes):
     def case(fn):
         for B, N, heads in shapes:
             x, weights = _layer_inputs(B, N)
-            want = _attention(x, [lambda y, w=w: y @ _array(w).T for w in weights], heads, heads, True)
-            problem = difference(fn(x, *weights, heads), want)
+            problem = difference(fn(x, *weights, heads), _attention(x, [(w, None) for w in weights], heads, heads, True))
             if problem:
                 return f"{B} batches of {N} tokens, {heads} heads: {problem}"
         return ""
@@ -51,8 +50,8 @@ def attention_dropout(module):
     properties("attention dropout", [
         ("without dropout it is attention", _exact(0.0, True)),
         ("in evaluation nothing is dropped", _exact(0.5, False)),
-        ("the same torch seed drops the same weights", _repeats),
-        ("every call drops others", _differs),
+        ("the same torch seed drops the same weights", _second_call(True, "two calls after torch.manual_seed(1) differ")),
+        ("every call drops others", _second_call(False, "two calls in training gave the same output")),
         ("what is left grows, so that the mean stays", _mean_stays),
         ("weights are dropped, not outputs", _whole_rows)], module)
 
@@ -66,23 +65,16 @@ def _exact(dropout, training):
     return case
 
 
-def _two_calls(module):
-    """The outputs of one layer, training: of a call, of a second one, and of one after the first one's torch seed."""
-    layer, x = module(32, 2, dropout=0.5).to(DEVICE), torch.randn(2, 24, 32, device=DEVICE)
-    torch.manual_seed(1)
-    first, second = layer(x), layer(x)
-    torch.manual_seed(1)
-    return first, second, layer(x)
-
-
-def _repeats(module):
-    first, _, again = _two_calls(module)
-    return "" if torch.equal(first, again) else "two calls after torch.manual_seed(1) differ"
-
-
-def _differs(module):
-    first, second, _ = _two_calls(module)
-    return "two calls in training gave the same output" if torch.equal(first, second) else ""
+def _second_call(same_seed, problem):
+    """Of one layer in training: is its second output the first one if, and only if, the torch seed is set anew?"""
+    def case(module):
+        layer, x = module(32, 2, dropout=0.5).to(DEVICE), torch.randn(2, 24, 32, device=DEVICE)
+        torch.manual_seed(1)
+        first = layer(x)
+        if same_seed:
+            torch.manual_seed(1)
+        return "" if torch.equal(first, layer(x)) == same_seed else problem
+    return case
 
 
 def _kept(module, dropout):
@@ -139,31 +131,27 @@ def _decode(module, pieces, kv_heads=4):
 def _cache(module):
     def case(fn):
         layer, x = _causal_layer(module, 6, 2)
-        _, cache = fn(layer, x[:, :4], None)
-        _, cache = fn(layer, x[:, 4:], cache)
-        for name, got, projection in zip("kv", cache, (layer.k_proj, layer.v_proj)):
-            problem = difference(got, _split(_array(projection(x)), 2))
-            if problem:
-                return f"{name}: {problem}"
-        return ""
+        _, cache = fn(layer, x[:, 4:], fn(layer, x[:, :4], None)[1])
+        problems = [difference(got, _split(_array(projection(x)), 2))
+                    for got, projection in zip(cache, (layer.k_proj, layer.v_proj))]
+        return next((f"{name}: {problem}" for name, problem in zip("kv", problems) if problem), "")
     return case
 
 
 def _causal_layer(module, N, kv_heads):
     torch.manual_seed(N)
-    layer = module(32, 4, kv_heads=kv_heads, causal=True).to(DEVICE).eval()
-    return layer, torch.randn(2, N, 32, device=DEVICE)
+    return module(32, 4, kv_heads=kv_heads, causal=True).to(DEVICE).eval(), torch.randn(2, N, 32, device=DEVICE)
 
 
 def _full(layer, x):
     """What a layer without dropout gives for x, from its parameters in float64."""
-    maps = [lambda y, linear=linear: y @ _array(linear.weight).T + _array(linear.bias)
-            for linear in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj)]
-    return _attention(x, maps, layer.num_heads, layer.kv_heads, layer.causal)
+    linears = [(linear.weight, linear.bias) for linear in (layer.q_proj, layer.k_proj, layer.v_proj, layer.out_proj)]
+    return _attention(x, linears, layer.num_heads, layer.kv_heads, layer.causal)
 
 
-def _attention(x, maps, heads, kv_heads, is_causal):
-    """Self-attention in float64 from the four maps of a layer: to q, k and v, and the one behind."""
+def _attention(x, linears, heads, kv_heads, is_causal):
+    """Self-attention in float64 from four (weight, bias or None): those of q, k and v, and the one behind."""
+    maps = [lambda y, w=w, b=b: y @ _array(w).T + (0 if b is None else _array(b)) for w, b in linears]
     q, k, v = (_split(to(_array(x)), h) for to, h in zip(maps, (heads, kv_heads, kv_heads)))
     o = reference.attention(q, k, v, is_causal=is_causal).swapaxes(1, 2)
     return maps[3](o.reshape(*o.shape[:2], -1))

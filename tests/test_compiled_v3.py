@@ -84,6 +84,6 @@ def test_compiles_for_an_older_gpu():
 def test_warp_specialized_compiles(dtype, D):
     arguments = {f"{x}_ptr": "*" + dtype for x in "qkvo"} | {f"{x}_strides": [16 * 4096 * D, 4096 * D, D, 1] for x in "qkvo"}
     made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments | dict(
-        lse_ptr="*fp32", heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=D, DOT=dtype, **lesson.WS_TILES[D]), num_stages=2)
+        heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=D, DOT=dtype, **lesson.WS_TILES[D]), num_stages=2)
     assert "HGMMA" in made["sass"] and "UTMALDG" in made["sass"] and made["shared"] <= KEPT
-    assert made["stack"] <= {64: 40, 128: 0}[D]          # Triton 3.7.1: 40 bytes for D = 64
+    assert made["stack"] == 0
