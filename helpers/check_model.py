@@ -45,15 +45,15 @@ def _no_leak(fn):
     return f"token {int(changed.nonzero()[0])} changed with tokens 8 to 15" if changed.any() else ""
 
 
-def attention_dropout(module):
-    """module is a class of self-attention layers like lesson 12's: module(embed_dim, num_heads, dropout=...)."""
+def attention_dropout(fn):
+    """fn(embed_dim, num_heads, dropout=...) returns a layer of self-attention like lesson 12's: an nn.Module."""
     properties("attention dropout", [
         ("without dropout it is attention", _exact(0.0, True)),
         ("in evaluation nothing is dropped", _exact(0.5, False)),
         ("the same torch seed drops the same weights", _second_call(True, "two calls after torch.manual_seed(1) differ")),
         ("every call drops others", _second_call(False, "two calls in training gave the same output")),
         ("what is left grows, so that the mean stays", _mean_stays),
-        ("weights are dropped, not outputs", _whole_rows)], module)
+        ("weights are dropped, not outputs", _whole_rows)], fn)
 
 
 def _exact(dropout, training):
