@@ -11,19 +11,19 @@ from helpers import ROOT
 
 
 def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 90,
-                   num_warps: int = 4, num_stages: int = 3, maxnreg: int | None = None) -> dict:
+                   num_warps: int = 4, num_stages: int = 3) -> dict:
     """Compile `kernel` of `lesson` for compute capability `capability` (80: A100, 90: H100 and H200, 100: B200).
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16,
     "tensordesc<fp16[64, 128]>" for a descriptor of tiles of 64 x 128, an int or a float for a number, a list for a
     tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1 become
-    constants, and multiples of 16 are promised to the compiler. `maxnreg` caps the registers a thread may use.
+    constants, and multiples of 16 are promised to the compiler.
 
     Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
     the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
     """
     request = dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
-                   num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg)
+                   num_warps=num_warps, num_stages=num_stages)
     # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-m", "helpers.cubin"], input=json.dumps(request), text=True,
@@ -33,7 +33,7 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _compile(lesson, kernel, arguments, capability, num_warps, num_stages, maxnreg=None):
+def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
     """The work of `compile_kernel`, in a process where the interpreter is off."""
     from helpers import notebook
     import triton
@@ -60,7 +60,7 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages, maxnr
 
     signature = {p.name: describe(arguments[p.name], (i,), p.is_constexpr) for i, p in enumerate(fn.params)}
     compiled = triton.compile(ASTSource(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
-                              options=dict(num_warps=num_warps, num_stages=num_stages, maxnreg=maxnreg))
+                              options=dict(num_warps=num_warps, num_stages=num_stages))
     usage, sass = _disassemble(compiled.asm["cubin"])
     return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,
                 ptx=compiled.asm["ptx"], sass=sass)
