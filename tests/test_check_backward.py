@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import check, reference
+from reports import broken, failed, report, stub
 
 quiet = np.errstate(all="ignore")                        # some mistakes overflow, and that is their point
 
@@ -172,52 +173,41 @@ OPERATIONS = {"softmax_backward": (softmax_backward, SOFTMAX_BACKWARD), "blocked
 CASES = [(operation, name) for operation, (_, mistakes) in OPERATIONS.items() for name in mistakes]
 
 
-def report(operation, fn, capsys):
-    """What the check prints: {property: "ok" or the problem}."""
-    getattr(check, operation)(fn)
-    lines = capsys.readouterr().out.splitlines()[1:]
-    return {line[8:].split(": ")[0]: "ok" if line.startswith("  ok") else line.split(": ", 1)[1] for line in lines}
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_right_version_passes_and_every_property_has_a_mistake(operation, capsys):
     right, mistakes = OPERATIONS[operation]
-    assert report(operation, right, capsys) == dict.fromkeys(mistakes, "ok")
+    assert report(getattr(check, operation), right, capsys) == dict.fromkeys(mistakes, "ok")
 
 
 @pytest.mark.parametrize("operation,name", CASES)
 def test_a_wrong_version_fails_its_property_alone(operation, name, capsys):
-    found = report(operation, OPERATIONS[operation][1][name], capsys)
-    assert [n for n, result in found.items() if result != "ok"] == [name], found
+    found = report(getattr(check, operation), OPERATIONS[operation][1][name], capsys)
+    assert failed(found) == [name], found
     assert "raised" not in found[name]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_stub_is_not_attempted(operation, capsys):
-    def stub(*args):
-        raise NotImplementedError
     getattr(check, operation)(stub)
     assert capsys.readouterr().out == f"{operation}: not attempted yet\n"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_exception_is_a_failed_property(operation, capsys):
-    def broken(*args):
-        raise ZeroDivisionError("by zero")
-    assert report(operation, broken, capsys) == {"every property": "it raised ZeroDivisionError: by zero"}
+    assert report(getattr(check, operation), broken, capsys) == {"every property": "it raised ZeroDivisionError: by zero"}
 
 
 def test_messages_say_what_and_where(capsys):
-    assert "MB at its peak, expected less than 8.0 MB" in report("softmax_backward", by_jacobian, capsys)["no Jacobian is built"]
-    found = report("blocked_dkdv", dkdv(start=lambda *args: 0), capsys)
+    assert "MB at its peak, expected less than 8.0 MB" in report(check.softmax_backward, by_jacobian, capsys)["no Jacobian is built"]
+    found = report(check.blocked_dkdv, dkdv(start=lambda *args: 0), capsys)
     assert "dk of key 32 used do of queries 0 to 31" in found["tiles above the diagonal are not visited"]
-    found = report("blocked_dkdv", BLOCKED_DKDV["more keys than queries"], capsys)
+    found = report(check.blocked_dkdv, BLOCKED_DKDV["more keys than queries"], capsys)
     assert found["more keys than queries"].startswith("N_q = 50, N_k = 90, blocks of 32: dk: element [")
-    found = report("attention_dbias", ATTENTION_DBIAS["any block size gives the same answer"], capsys)
+    found = report(check.attention_dbias, ATTENTION_DBIAS["any block size gives the same answer"], capsys)
     assert found["any block size gives the same answer"].startswith("N = 64, BLOCK = 48: element [")
-    found = report("grouped_dkdv", GROUPED_DKDV["grouped heads"], capsys)
+    found = report(check.grouped_dkdv, GROUPED_DKDV["grouped heads"], capsys)
     assert found["grouped heads"] == "4 query heads, 2 key heads: dk is not the sum over each group of 2"
-    assert "any block size" not in str(report("attention_dbias", lambda q, k, v, bias, do: bias, capsys))
+    assert "any block size" not in str(report(check.attention_dbias, lambda q, k, v, bias, do: bias, capsys))
 
 
 def test_additions_to_one_place_are_all_made(capsys):
@@ -229,4 +219,4 @@ def test_additions_to_one_place_are_all_made(capsys):
         dbias = np.zeros_like(bias)
         dbias[place] += softmax_backward(p, do @ v.T)
         return dbias
-    assert report("attention_dbias", keeps_one, capsys)["the sums along the diagonals are right"] != "ok"
+    assert report(check.attention_dbias, keeps_one, capsys)["the sums along the diagonals are right"] != "ok"

@@ -5,6 +5,7 @@ import pytest
 
 from helpers import check_bench
 from helpers.toy_gpu import ToyGPU
+from reports import failed, report
 
 
 # ---------------------------------------------------------------- right versions, and a wrong one for each property
@@ -56,19 +57,14 @@ WRONG = {
 CASES = [(name, wrong) for name, (_, wrongs) in WRONG.items() for wrong in wrongs]
 
 
-def failed(capsys, name, fn):
-    getattr(check_bench, name)(fn)
-    return [line.split(":")[0].removeprefix("  FAIL  ") for line in capsys.readouterr().out.splitlines() if line.startswith("  FAIL")]
-
-
 @pytest.mark.parametrize("name", WRONG)
 def test_the_right_version_passes(capsys, name):
-    assert failed(capsys, name, WRONG[name][0]) == []
+    assert failed(report(getattr(check_bench, name), WRONG[name][0], capsys)) == []
 
 
 @pytest.mark.parametrize("name,wrong", CASES)
 def test_a_wrong_version_fails_its_property_alone(capsys, name, wrong):
-    assert failed(capsys, name, WRONG[name][1][wrong]) == [wrong]
+    assert failed(report(getattr(check_bench, name), WRONG[name][1][wrong], capsys)) == [wrong]
 
 
 @pytest.mark.parametrize("name", WRONG)

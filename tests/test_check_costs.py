@@ -7,6 +7,7 @@ import pytest
 
 from helpers import ROOT, check, notebook, reference
 from helpers.costs import GPUS
+from reports import failed, report, stub
 
 sys.path.insert(0, str(ROOT / "figures"))
 import draw_memory  # noqa: E402
@@ -109,30 +110,21 @@ OPERATIONS = {"longest": (longest, LONGEST), "matmul_intensity": (matmul_intensi
               "bottlenecks": (bottlenecks, BOTTLENECKS), "causal_tiles": (causal_tiles, CAUSAL_TILES)}
 
 
-def report(operation, fn, capsys):
-    """What the check prints: {property: "ok" or the problem}."""
-    getattr(check, operation)(fn)
-    lines = capsys.readouterr().out.splitlines()[1:]
-    return {line[8:].split(": ")[0]: "ok" if line.startswith("  ok") else line.split(": ", 1)[1] for line in lines}
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_right_version_passes(operation, capsys):
     right, mistakes = OPERATIONS[operation]
-    found = report(operation, right, capsys)
+    found = report(getattr(check, operation), right, capsys)
     assert set(found.values()) == {"ok"} and set(found) == set(mistakes)
 
 
 @pytest.mark.parametrize("operation,name", [(o, name) for o, (_, mistakes) in OPERATIONS.items() for name in mistakes])
 def test_a_wrong_version_fails_its_property_alone(operation, name, capsys):
-    found = report(operation, OPERATIONS[operation][1][name], capsys)
-    assert [n for n, result in found.items() if result != "ok"] == [name], found
+    found = report(getattr(check, operation), OPERATIONS[operation][1][name], capsys)
+    assert failed(found) == [name], found
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_stub_is_not_attempted(operation, capsys):
-    def stub(*args):
-        raise NotImplementedError
     getattr(check, operation)(stub)
     assert capsys.readouterr().out.strip() == f"{operation}: not attempted yet"
 

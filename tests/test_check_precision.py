@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from helpers import check
+from reports import broken, failed, report, stub
 
 
 # ---------------------------------------------------------------- shared memory
@@ -91,49 +92,38 @@ OPERATIONS = {"shared_bytes": (shared_bytes, SHARED_BYTES), "stages_that_fit": (
 CASES = [(operation, name) for operation, (_, mistakes) in OPERATIONS.items() for name in mistakes]
 
 
-def report(operation, fn, capsys):
-    """What the check prints: {property: "ok" or the problem}."""
-    getattr(check, operation)(fn)
-    lines = capsys.readouterr().out.splitlines()[1:]
-    return {line[8:].split(": ")[0]: "ok" if line.startswith("  ok") else line.split(": ", 1)[1] for line in lines}
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_right_version_passes_and_every_property_has_a_mistake(operation, capsys):
     right, mistakes = OPERATIONS[operation]
-    assert report(operation, right, capsys) == dict.fromkeys(mistakes, "ok")
+    assert report(getattr(check, operation), right, capsys) == dict.fromkeys(mistakes, "ok")
 
 
 @pytest.mark.parametrize("operation,name", CASES)
 def test_a_wrong_version_fails_its_property_alone(operation, name, capsys):
-    found = report(operation, OPERATIONS[operation][1][name], capsys)
-    assert [n for n, result in found.items() if result != "ok"] == [name], found
+    found = report(getattr(check, operation), OPERATIONS[operation][1][name], capsys)
+    assert failed(found) == [name], found
     assert "raised" not in found[name]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_stub_is_not_attempted(operation, capsys):
-    def stub(*args):
-        raise NotImplementedError
     getattr(check, operation)(stub)
     assert capsys.readouterr().out == f"{operation}: not attempted yet\n"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_exception_is_a_failed_property(operation, capsys):
-    def broken(*args):
-        raise ZeroDivisionError("by zero")
-    assert report(operation, broken, capsys) == {"every property": "it raised ZeroDivisionError: by zero"}
+    assert report(getattr(check, operation), broken, capsys) == {"every property": "it raised ZeroDivisionError: by zero"}
 
 
 def test_messages_say_what_and_where(capsys):
-    found = report("stages_that_fit", STAGES["no room for q"], capsys)
+    found = report(check.stages_that_fit, STAGES["no room for q"], capsys)
     assert found["no room for q"] == "stages_that_fit(10000, 128, 16, 64, 2) is -2, expected 0"
-    found = report("quantize", QUANTIZE["the largest number of a block becomes 448"], capsys)
+    found = report(check.quantize, QUANTIZE["the largest number of a block becomes 448"], capsys)
     assert found["the largest number of a block becomes 448"] == "64 rows, block 0: the scale is 0.01172, expected 0.006696"
-    found = report("quantize", QUANTIZE["an outlier spoils no other block"], capsys)
+    found = report(check.quantize, QUANTIZE["an outlier spoils no other block"], capsys)
     assert found["an outlier spoils no other block"].endswith("comes back as 0")
-    flat = report("quantize", lambda x, block: (quantize(x, block)[0].float(), quantize(x, block)[1]), capsys)
+    flat = report(check.quantize, lambda x, block: (quantize(x, block)[0].float(), quantize(x, block)[1]), capsys)
     assert flat["a last block that is short"] == "x8 is [50, 32] of torch.float32, expected [50, 32] of torch.float8_e4m3fn"
 
 
@@ -142,4 +132,4 @@ def test_truncating_is_not_rounding(capsys):
         x8, scales = quantize(x, block)
         bits = (x8.float().abs() * scales.repeat_interleave(block)[:len(x), None] > x.abs()).to(torch.uint8)
         return (x8.view(torch.uint8) - bits).view(torch.float8_e4m3fn), scales
-    assert report("quantize", truncated, capsys)["every number comes back to within 1/16 of itself"] != "ok"
+    assert report(check.quantize, truncated, capsys)["every number comes back to within 1/16 of itself"] != "ok"

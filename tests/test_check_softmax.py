@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from helpers import check
+from reports import broken, failed, report, stub
 
 quiet = np.errstate(all="ignore")                        # the mistakes overflow, and that is their point
 
@@ -114,49 +115,38 @@ OPERATIONS = {"safe_softmax": (check.safe_softmax, safe_softmax, SAFE_SOFTMAX),
 CASES = [(operation, name) for operation, (_, _, mistakes) in OPERATIONS.items() for name in mistakes]
 
 
-def report(operation, fn, capsys):
-    """What the check prints: {property: "ok" or the problem}."""
-    OPERATIONS[operation][0](fn)
-    lines = capsys.readouterr().out.splitlines()[1:]
-    return {line[8:].split(": ")[0]: "ok" if line.startswith("  ok") else line.split(": ", 1)[1] for line in lines}
-
-
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_right_version_passes_and_every_property_has_a_mistake(operation, capsys):
-    found = report(operation, OPERATIONS[operation][1], capsys)
+    found = report(getattr(check, operation), OPERATIONS[operation][1], capsys)
     assert found == dict.fromkeys(OPERATIONS[operation][2], "ok")
 
 
 @quiet
 @pytest.mark.parametrize("operation,name", CASES)
 def test_a_wrong_version_fails_its_property_alone(operation, name, capsys):
-    found = report(operation, OPERATIONS[operation][2][name], capsys)
-    assert [n for n, result in found.items() if result != "ok"] == [name], found
+    found = report(getattr(check, operation), OPERATIONS[operation][2][name], capsys)
+    assert failed(found) == [name], found
     assert "raised" not in found[name]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_stub_is_not_attempted(operation, capsys):
-    def stub(*args):
-        raise NotImplementedError
     OPERATIONS[operation][0](stub)
     assert capsys.readouterr().out == f"{operation}: not attempted yet\n"
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_exception_is_a_failed_property(operation, capsys):
-    def broken(*args):
-        raise ZeroDivisionError("by zero")
-    found = report(operation, broken, capsys)
+    found = report(getattr(check, operation), broken, capsys)
     assert found and all("ZeroDivisionError: by zero" in problem for problem in found.values())
 
 
 def test_messages_say_what_and_where(capsys):
-    found = report("online_softmax", ONLINE["scores far below 0"], capsys)
+    found = report(check.online_softmax, ONLINE["scores far below 0"], capsys)
     assert "m = 0, l = 0, m + log(l) is -inf, expected -9994" in found["scores far below 0"]
-    found = report("merge", MERGE["the first piece has the larger maximum"], capsys)
+    found = report(check.merge, MERGE["the first piece has the larger maximum"], capsys)
     assert found["the first piece has the larger maximum"] == "maxima 5 and 3: l is 2.75, expected 1.66917"
-    assert "the shape is [3], expected [2]" in report("merge", lambda a, b: (a[0], a[1], np.zeros(3)), capsys)[
+    assert "the shape is [3], expected [2]" in report(check.merge, lambda a, b: (a[0], a[1], np.zeros(3)), capsys)[
         "the values are shrunk like l"]
 
 
@@ -166,5 +156,5 @@ def test_messages_say_what_and_where(capsys):
 def test_nan_and_nothing_fail_every_property_of_the_result(operation, nan, capsys):
     results = {name for name in OPERATIONS[operation][2] if name != "the inputs are left as they were"}
     for wrong in (nan, lambda *args: None):
-        found = report(operation, wrong, capsys)
+        found = report(getattr(check, operation), wrong, capsys)
         assert {name for name, result in found.items() if result != "ok"} == results
