@@ -22,15 +22,24 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
     Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
     the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
     """
-    request = dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
-                   num_warps=num_warps, num_stages=num_stages)
+    return compile_kernels([dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
+                                 num_warps=num_warps, num_stages=num_stages)])[0]
+
+
+def compile_kernels(requests: list) -> list:
+    """compile_kernel for each of `requests`, dictionaries of its arguments, one after the other in one process.
+
+    That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
+    """
     # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "helpers.cubin"], input=json.dumps(request), text=True,
+    done = subprocess.run([sys.executable, "-m", "helpers.cubin"], input=json.dumps(requests), text=True,
                           capture_output=True, env=env, cwd=ROOT)
+    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
+        kernel, capability = (requests[len(made)][key] for key in ("kernel", "capability"))
         raise RuntimeError(f"{kernel} did not compile for sm_{capability}: {done.stderr.strip()[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return made
 
 
 def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
@@ -80,4 +89,5 @@ def _disassemble(cubin: bytes):
 
 
 if __name__ == "__main__":
-    print(json.dumps(_compile(**json.load(sys.stdin))))
+    for request in json.load(sys.stdin):
+        print(json.dumps(_compile(**request)), flush=True)

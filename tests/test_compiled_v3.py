@@ -1,25 +1,13 @@
 """What lesson 11's kernels compile to: registers, shared memory, and the instructions that they are there for."""
-import json
-import os
-import subprocess
-import sys
+import re
 
 import pytest
 
-from helpers import ROOT, cubin, notebook
+from helpers import cubin, notebook
 
 LESSON = "11_fp8_and_prefetch"
 lesson = notebook.load(LESSON)
 KEPT = 227 * 1024                                        # bytes of shared memory that a Hopper GPU lends a program
-# many kernels in one process, where the interpreter is off: a process for each would spend its time on imports
-COMPILE = """
-import json, re, sys
-from helpers import cubin
-for request in json.load(sys.stdin):
-    made = cubin._compile(**request)
-    instructions = set(re.findall(r"\\b[A-Z0-9]+\\b", made.pop("sass")))
-    print(json.dumps(dict(made, ptx=None, instructions=sorted(instructions))))
-"""
 
 
 def request(dtype, D, N, is_causal, capability, tiles=None):
@@ -58,11 +46,7 @@ CASES = cases()
 
 @pytest.fixture(scope="module")
 def compiled():
-    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", COMPILE], input=json.dumps([request(*case) for case in CASES]),
-                          text=True, capture_output=True, env=env, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return dict(zip(CASES, map(json.loads, done.stdout.splitlines()), strict=True))
+    return dict(zip(CASES, cubin.compile_kernels([request(*case) for case in CASES]), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -71,7 +55,7 @@ def test_compiles_without_spills(compiled, case):
     made = compiled[case]
     assert made["stack"] == 0 and made["shared"] <= KEPT
     matrix = {(90, False): "HGMMA", (90, True): "QGMMA", (100, False): "UTCHMMA", (100, True): "UTCQMMA"}
-    assert {matrix[capability, dtype == "fp8"], "UTMALDG"} <= set(made["instructions"])
+    assert {matrix[capability, dtype == "fp8"], "UTMALDG"} <= set(re.findall(r"\b[A-Z0-9]+\b", made["sass"]))
 
 
 def test_compiles_for_an_older_gpu():
