@@ -77,17 +77,23 @@ def _second_call(same_seed, problem):
     return case
 
 
-def _kept(module, dropout):
-    """Per token and feature the sum of the weights that dropout left: equal scores, values of 1, nothing mixed. [48, 32]"""
-    layer = module(32, 2, dropout=dropout).to(DEVICE)
+def summing(layer):
+    """The layer, changed to return the sum of the weights that dropout left: equal scores, values of 1, nothing mixed."""
     with torch.no_grad():
         for projection in (layer.q_proj, layer.v_proj, layer.out_proj):
             projection.weight.zero_()
             projection.bias.zero_()
         layer.v_proj.bias.fill_(1)
-        layer.out_proj.weight.copy_(torch.eye(32))
-        torch.manual_seed(2)
-        return layer(torch.randn(2, 24, 32, device=DEVICE)).flatten(0, 1)
+        torch.nn.init.eye_(layer.out_proj.weight)
+    return layer
+
+
+@torch.no_grad()
+def _kept(module, dropout):
+    """Per token and feature the sum of the weights that dropout left. [48, 32]"""
+    layer = summing(module(32, 2, dropout=dropout).to(DEVICE))
+    torch.manual_seed(2)
+    return layer(torch.randn(2, 24, 32, device=DEVICE)).flatten(0, 1)
 
 
 def _mean_stays(module):

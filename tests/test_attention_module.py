@@ -8,6 +8,7 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
 from helpers import bench_model, device, notebook
+from helpers.check_model import summing
 
 lesson = notebook.load("12_attention_in_a_model")
 MODULES = [lesson.StandardAttention, lesson.TritonFlashAttention, lesson.TorchAttention]
@@ -156,13 +157,8 @@ def test_dropout_repeats_with_the_torch_seed_only(module):
 @pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
 def test_dropout_rate(module, dropout):
     """Equal scores, and values of 1: each output counts the weights that were kept."""
-    layer = module(16, 1, dropout=dropout).to(device.DEVICE)
+    layer = summing(module(16, 1, dropout=dropout).to(device.DEVICE))
     with torch.no_grad():
-        for projection in (layer.q_proj, layer.v_proj, layer.out_proj):
-            projection.weight.zero_()
-            projection.bias.zero_()
-        layer.v_proj.bias.fill_(1)
-        layer.out_proj.weight.copy_(torch.eye(16))
         kept = layer(tokens(4, 64, 16))[:, :, 0] * (1 - dropout) * 64  # [4, 64] counts of 64
     assert (kept - kept.round()).abs().max() < 1e-3
     count = 4 * 64 * 64
