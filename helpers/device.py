@@ -34,6 +34,14 @@ def describe() -> str:
     return f"[gpu] {name}, compute capability {major}.{minor} ({versions})"
 
 
+def capability(x: torch.Tensor) -> int:
+    """The compute capability of x's GPU without its second digit: 80 for 8.0 to 8.9, 90, 100, ...
+
+    The interpreter passes for 90: it runs what a Hopper GPU runs.
+    """
+    return 10 * torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 90
+
+
 def dot_type(dtype: torch.dtype) -> tl.dtype:
     """The type in which a kernel hands tiles of `dtype` to tl.dot: the same type, with one exception.
 

@@ -40,6 +40,12 @@ def test_dot_type():
         device.dot_type(torch.int64)
 
 
+def test_capability():
+    x = torch.empty(0, device=device.DEVICE)
+    major = torch.cuda.get_device_capability()[0] if x.is_cuda else 9
+    assert device.capability(x) == 10 * major
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
 @pytest.mark.parametrize("suite,message", [("", "no NVIDIA GPU"), ("nothing", "there is no suite 'nothing'")])
 def test_bench_refuses(suite, message):
