@@ -12,7 +12,6 @@ from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
 from draw_pipeline import pipeline  # noqa: E402
 from draw_softmax import online_softmax  # noqa: E402
 from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
-from helpers.notebook import NOTEBOOKS  # noqa: E402
 from helpers.plotting import INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
 
 PARTS = [
@@ -25,14 +24,12 @@ PARTS = [
 
 
 def road():
-    """The map of the course: four parts, a column each, lessons from top to bottom; dashed if still to come."""
-    written = {path.name[:2] for path in NOTEBOOKS.glob("[0-9]*.ipynb")}
+    """The map of the course: four parts, a column each, lessons from top to bottom."""
     fig, ax = plt.subplots(figsize=(9.6, 3.2))
     for x, (part, colour, lessons) in enumerate(PARTS):
         ax.text(x + 0.02, 0.3, part, fontsize=11, fontweight="bold", color=INK, va="bottom")
         for y, lesson in enumerate(lessons):
-            ax.add_patch(plt.Rectangle((x, -y - 0.62), 0.9, 0.72, facecolor="white", edgecolor=colour, linewidth=2,
-                                       linestyle="-" if lesson[:2] in written else ":"))
+            ax.add_patch(plt.Rectangle((x, -y - 0.62), 0.9, 0.72, facecolor="white", edgecolor=colour, linewidth=2))
             ax.text(x + 0.45, -y - 0.26, lesson, ha="center", va="center", fontsize=9, color=INK)
         if x:
             ax.annotate("", (x, -0.26), (x - 0.1, -0.26), arrowprops=dict(arrowstyle="->", color=INK))

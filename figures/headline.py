@@ -32,19 +32,11 @@ def speeds(way: str) -> dict:
 
 def figure():
     """Four panels: forward and backward, without a mask and causal, D = 128; TFLOP/s against length."""
-    fig, axes = plt.subplots(1, 4, figsize=(11, 3.3), sharey=True)
-    for place, (ax, (way, is_causal)) in enumerate(zip(axes, ((w, c) for w in PASSES for c in (False, True)))):
-        found, ends = speeds(way), {}
-        for name, colour in LINES.items():
-            line = found[name, 128, is_causal]
-            ax.plot(line.keys(), line.values(), "o-", color=colour, markersize=3.5, linewidth=2.2 if name == "ours" else 1.2)
-            ends[name] = max(line), line[max(line)]
-        if place == 3:
-            plotting.label_ends(ax, ends, LINES)
-        ax.set(xscale="log", xlabel="sequence length N", title=f"{way}, {'causal' if is_causal else 'no mask'}")
-        ax.set_xticks([512, 2048, 8192], [512, 2048, 8192])
-        ax.minorticks_off()
-    axes[0].set(ylabel="TFLOP/s, float16, D = 128", ylim=(0, None))
+    found = {way: speeds(way) for way in PASSES}
+    fig = plotting.speed_panels({f"{way}, {'causal' if is_causal else 'no mask'}":
+                                 {name: found[way][name, 128, is_causal] for name in LINES}
+                                 for way in PASSES for is_causal in (False, True)}, LINES)
+    fig.axes[0].set_ylabel("TFLOP/s, float16, D = 128")
     plotting.provenance(fig, bench.recorded("flash_attention_v3"))
     return fig
 

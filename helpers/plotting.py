@@ -61,6 +61,35 @@ def provenance(fig, record: dict):
                   x=0.01, ha="left", fontsize=7, color=INK)
 
 
+def speeds(record: dict, colours: dict):
+    """TFLOP/s against sequence length from a record's rows, a panel for each head dimension and mask. Returns the figure.
+
+    `colours` is {name: colour} of the kernels to draw; rows without a time are left out.
+    """
+    panels = {}
+    for r in sorted(record["rows"], key=lambda r: (r["D"], r["is_causal"], r["N"])):
+        if r["name"] in colours and "tflops" in r:
+            title = f"D = {r['D']}, {'causal' if r['is_causal'] else 'no mask'}"
+            panels.setdefault(title, {}).setdefault(r["name"], {})[r["N"]] = r["tflops"]
+    fig = speed_panels(panels, colours)
+    provenance(fig, record)
+    return fig
+
+
+def speed_panels(panels: dict, colours: dict):
+    """Draw {title: {name: {sequence length: TFLOP/s}}} side by side, the names at the right. Returns the figure."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.75 * len(panels), 3.4), sharey=True)
+    for ax, (title, lines) in zip(axes, panels.items()):
+        for name in (name for name in colours if name in lines):
+            ax.plot(lines[name].keys(), lines[name].values(), "o-", color=colours[name], markersize=4)
+        ax.set(xscale="log", xlabel="sequence length N", title=title)
+        ax.set_xticks([512, 2048, 8192], [512, 2048, 8192])
+        ax.minorticks_off()
+    axes[0].set_ylabel("TFLOP/s")
+    label_ends(axes[-1], {name: (max(line), line[max(line)]) for name, line in lines.items()}, colours)
+    return fig
+
+
 def label_ends(ax, ends: dict, colours: dict, least: float = 0.06):
     """Write each line's name at its end, {name: (x, y)}, in its colour; labels that would touch move apart.
 
