@@ -65,6 +65,7 @@ SUITES = {"vector_add": vector_add, "cuda_programs": cuda_programs,
           "flash_attention_v1": bench_attention.flash_attention_v1,
           "flash_attention_v2": bench_attention.flash_attention_v2,
           "flash_attention_v3": bench_attention.flash_attention_v3, "ladder": bench_ladder.ladder,
+          "after_a_rest": bench_ladder.after_a_rest,
           "backward": bench_backward.backward,
           "lengths_and_batches": bench_claims.lengths_and_batches, "table_8192": bench_claims.table_8192,
           "types": bench_claims.types, "first_call": bench_claims.first_call,
@@ -72,8 +73,8 @@ SUITES = {"vector_add": vector_add, "cuda_programs": cuda_programs,
 
 # How long each takes on an H200, for the progress line
 SECONDS = {"vector_add": 7, "cuda_programs": 41, "softmax_and_matmul": 18, "flash_attention_v1": 22, "flash_attention_v2": 28,
-           "flash_attention_v3": 63, "ladder": 36, "backward": 30, "lengths_and_batches": 28, "table_8192": 11, "types": 11,
-           "first_call": 18, "training": 50}
+           "flash_attention_v3": 63, "ladder": 36, "after_a_rest": 17, "backward": 30, "lengths_and_batches": 28,
+           "table_8192": 11, "types": 11, "first_call": 18, "training": 50}
 
 
 def measure(name: str) -> dict:

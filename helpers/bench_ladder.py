@@ -1,8 +1,13 @@
-"""The suite of lesson 11's steps, part of helpers/bench.py."""
+"""The suites of lesson 11's steps and of a warm card, part of helpers/bench.py."""
 import functools
+import statistics
+import subprocess
+import time
 
 from helpers import notebook, reference
-from helpers.bench_attention import HIDDEN, TOKENS, fp8_kernel, random_inputs, rows
+from helpers.bench_attention import BACKENDS, HIDDEN, TOKENS, fp8_kernel, random_inputs, rows, sdpa
+from helpers.device import DEVICE
+from helpers.measure import call_times
 
 import torch
 
@@ -20,6 +25,34 @@ def ladder():
             work = 4 * HIDDEN * TOKENS**2 / (2 if is_causal else 1)
             yield from rows(_steps(v2, lesson, D, is_causal), q, k, v, lambda o: o[-1, -1], want, work, batch=1,
                             heads=HIDDEN // D, N=TOKENS, D=D, is_causal=is_causal)
+
+
+def after_a_rest():
+    """Lesson 11's kernel and PyTorch's, D = 128, no mask, N = 16384: 20 calls after 1.5 s of rest, 20 after 2 s of the same."""
+    q, k, v = random_inputs(1, HIDDEN // 128, TOKENS, 128)
+    want = functools.cache(lambda: reference.torch_attention(*(x[-1, -1].double() for x in (q, k, v))))
+    kernels = {"v3": notebook.load("11_fp8_and_prefetch").flash_attention_v3} | {
+        name: sdpa(BACKENDS[name], False) for name in ("SDPA flash", "SDPA cudnn")}
+    work = 4 * HIDDEN * TOKENS**2
+    for line in rows(kernels, q, k, v, lambda o: o[-1, -1], want, work, batch=1, heads=HIDDEN // 128, N=TOKENS, D=128,
+                     is_causal=False):
+        yield line if "error" in line else line | _busy(functools.partial(kernels[line["name"]], q, k, v), work)
+
+
+def _busy(fn, work):
+    """TFLOP/s of fn after a rest and under load, and the clock and the power under load. Replaces the row's times."""
+    time.sleep(1.5)
+    scratch = torch.empty(2**28, dtype=torch.int8, device=DEVICE)
+    rested = statistics.median(call_times(fn, 20, scratch))
+    call_times(fn, int(2000 / rested), scratch)
+    q1, median, q3 = statistics.quantiles(call_times(fn, 20, scratch), n=4, method="inclusive")
+    for _ in range(int(1000 / median)):                  # a second of work in the queue, while nvidia-smi looks
+        fn()
+    seen = subprocess.run(["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits"],
+                          capture_output=True, text=True, check=True).stdout.splitlines()[0].split(", ")
+    torch.cuda.synchronize()
+    return dict(rested_ms=rested, rested_tflops=work / rested / 1e9, median_ms=median, q1_ms=q1, q3_ms=q3, calls=20,
+                tflops=work / median / 1e9, clock_mhz=int(seen[0]), watts=float(seen[1]))
 
 
 def _steps(v2, lesson, D, is_causal):

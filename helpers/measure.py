@@ -29,16 +29,16 @@ def timing(fn) -> dict:
     scratch = torch.empty(2**28, dtype=torch.int8, device=device.DEVICE)     # several times any L2
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    once = _call_times(fn, 1, scratch)[0]
+    once = call_times(fn, 1, scratch)[0]
     peak = torch.cuda.max_memory_allocated() - before
     calls = max(FEWEST, min(MOST, int(ROW_MS / once)))
-    _call_times(fn, calls // 5, scratch)
-    q1, median, q3 = statistics.quantiles(_call_times(fn, calls, scratch), n=4, method="inclusive")
+    call_times(fn, calls // 5, scratch)
+    q1, median, q3 = statistics.quantiles(call_times(fn, calls, scratch), n=4, method="inclusive")
     return dict(median_ms=median, q1_ms=q1, q3_ms=q3, calls=calls, peak_bytes=peak)
 
 
-def _call_times(fn, calls, scratch):
-    """ms of each call."""
+def call_times(fn, calls, scratch):
+    """The time of each of so many calls of fn, in ms, between two events, after scratch was overwritten to flush L2."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     for start, end in events:
         scratch.zero_()

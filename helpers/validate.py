@@ -33,6 +33,7 @@ def many_heads(q, k, v, enable_gqa: bool):
             raise ValueError(f"{name} has {x.dim()} dimensions, shape {list(x.shape)}: expected [batch, heads, N, D]")
     if k.shape != v.shape:
         raise ValueError(f"v has shape {list(v.shape)}, k has {list(k.shape)}: they must be equal")
+    strides(q=q, k=k, v=v)
     for axis, what in ((0, "batches"), (3, "features a head")):
         if k.shape[axis] != q.shape[axis]:
             raise ValueError(f"k has {k.shape[axis]} {what}, q has {q.shape[axis]}: they must be equal")
@@ -44,6 +45,15 @@ def many_heads(q, k, v, enable_gqa: bool):
     if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
         raise ValueError(f"k has {kv_heads} heads, which does not divide the {heads} heads of q "
                          "(grouped-query attention needs a divisor)")
+
+
+def strides(**named):
+    """Raise ValueError where rows or features lie so far apart that the kernels' 32-bit offsets inside a tile overflow."""
+    for name, x in named.items():
+        for axis, what in ((2, "rows"), (3, "features")):
+            if x.shape[axis] > 1 and x.stride(axis) >= 2**23:
+                raise ValueError(f"{name} has {what} that lie {x.stride(axis)} elements apart: the kernel takes less than 2^23 "
+                                 f"(pass {name}.contiguous())")
 
 
 def dropout(dropout_p, seed):

@@ -8,7 +8,7 @@ import types
 import pytest
 import torch
 
-from helpers import bench, bench_attention, bench_backward, bench_claims, bench_run, device, measure
+from helpers import bench, bench_attention, bench_backward, bench_claims, bench_ladder, bench_run, device, measure
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
@@ -85,6 +85,25 @@ def test_types_at_small_sizes(small):
         assert "error" in row or row["largest_difference"] <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}.get(row["dtype"], 0.5)
         assert row["name"] != "standard" or row["largest_difference"] == 0
     assert not [r for r in attention if "error" in r and r["name"] in ("v2", "v3")]
+
+
+def test_a_kernel_after_a_rest_and_under_load(small, monkeypatch):
+    calls = []
+    def call_times(fn, n, scratch):
+        calls.append(n)
+        return [2.0 if len(calls) % 3 == 1 else 4.0] * n
+    monkeypatch.setattr(bench_ladder, "call_times", call_times)
+    monkeypatch.setattr(bench_ladder, "TOKENS", 64)
+    monkeypatch.setattr(bench_ladder, "HIDDEN", 128)
+    monkeypatch.setattr(bench_ladder.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(bench_ladder.torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(bench_ladder.subprocess, "run", lambda *command, **options: types.SimpleNamespace(stdout="1800, 690.5\n"))
+    rows = list(bench.SUITES["after_a_rest"]())
+    assert names(rows) == ["v3", "SDPA flash", "SDPA cudnn"] and not [row for row in rows if "error" in row]
+    for row in rows:
+        assert (row["rested_ms"], row["median_ms"], row["clock_mhz"], row["watts"]) == (2.0, 4.0, 1800, 690.5)
+        assert row["rested_tflops"] == pytest.approx(2 * row["tflops"]) == pytest.approx(4 * 128 * 64**2 / 2 / 1e9)
+    assert calls == 3 * [20, 1000, 20]
 
 
 def test_the_first_call_is_measured_in_processes_of_their_own(monkeypatch):

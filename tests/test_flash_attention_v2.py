@@ -146,6 +146,16 @@ def test_refuses_in_a_sentence(change, error_type, message):
         v2(*change(*inputs(1, 8, 2, 10, 10, 16)), enable_gqa=True)
 
 
+@pytest.mark.parametrize("axis,what", [(2, "rows"), (3, "features")])
+def test_offsets_of_more_than_32_bits_are_refused(axis, what):
+    q, k, v = inputs(1, 1, 1, 2, 2, 2, torch.float16)
+    memory = torch.empty(2**23 + 2, dtype=torch.float16, device=device.DEVICE)
+    strides = [1, 1, 1, 1]
+    strides[axis] = 2**23
+    with pytest.raises(ValueError, match=f"k has {what} that lie 8388608 elements apart"):
+        v2(q, memory.as_strided(k.shape, strides), v)
+
+
 def test_groups_are_asked_for():
     with pytest.raises(ValueError, match="pass enable_gqa=True"):
         v2(*inputs(1, 8, 2, 10, 10, 16))
