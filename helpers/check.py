@@ -57,7 +57,7 @@ def _vectors(arguments, expected):
         return f"argument {changed[0] + 1} was changed" if changed else ""
 
     return [("every value that was written is right", agrees(1024, 4096)),
-            ("a length that is no multiple of the block", agrees(31, 1000, 4097)),
+            ("written values are right at a length that is no multiple of the block", agrees(31, 1000, 4097)),
             ("a single element", agrees(1)),
             ("an empty vector", agrees(0)),
             ("every output element is written", written),

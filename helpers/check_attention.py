@@ -80,12 +80,15 @@ def attention(fn, *, is_causal=False, return_lse=False, numpy=False):
         return difference(fn(array(q), array(k), array(v))[1], want)
 
     cases = [("the result is attention", agrees(_qkv(64))),
+             ("each row has a maximum of its own", agrees(_two_levels(64, 400))),
              ("a length that is no multiple of the block", agrees(_all_equal(50), _all_equal(17), _all_equal(50, score=-400))),
              ("the largest score comes last", agrees(_one_large(64, key=-1, score=50))),
              ("logits of 1e4", agrees(_one_large(64, key=0, score=1e4))),
              ("every output element is written", written),
              ("the inputs are left as they were", untouched)]
-    cases += [("the first causal row sees one key", first_row)] if is_causal else []
+    if is_causal:
+        cases += [("the first causal row sees one key", first_row),
+                  ("a later key weighs nothing, however low the scores", agrees(_all_equal(64, score=-1e30)))]
     cases += [] if numpy else [("nothing is written outside of the tensors", inside)]
     cases += [("tiles above the diagonal are not visited", lazy)] if is_causal and _takes_blocks(fn) else []
     cases += [("any block size gives the same answer", any_block)] if _takes_blocks(fn) else []
@@ -110,6 +113,13 @@ def _all_equal(N, score=0):
     _, k, v = _qkv(N)
     q, k = np.zeros_like(k), np.zeros_like(k)
     q[:, 0], k[:, 0] = 1, score * k.shape[1]**0.5
+    return q, k, v
+
+
+def _two_levels(N, score):
+    """Every score is the same as in _all_equal, but negative in every other row: no two neighbours can share a maximum."""
+    q, k, v = _all_equal(N, score)
+    q[1::2] *= -1
     return q, k, v
 
 

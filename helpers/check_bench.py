@@ -13,9 +13,25 @@ def _near(what, got, want):
 
 # ---------------------------------------------------------------- a timing function
 
-def _changes_nothing(what, calls=20, **change):
+class UnevenFlushes(ToyGPU):
+    """Overwriting its cache takes once, twice or three times as long, so that the time cannot be subtracted."""
+
+    def flush(self):
+        self._launch((1 + self.calls % 3) * self.flush_us)
+        self.in_cache = False
+
+
+class FastNowAndThen(ToyGPU):
+    """Every seventh call takes a tenth less."""
+
+    def kernel(self):
+        self.kernel_us = self.cached_us = 1000 if self.calls % 7 else 900
+        super().kernel()
+
+
+def _changes_nothing(what, calls=20, gpu=ToyGPU, **change):
     def case(fn):
-        before, after = (fn(ToyGPU(**PLAIN | options), calls) for options in ({}, change))
+        before, after = fn(ToyGPU(**PLAIN), calls), fn(gpu(**PLAIN | change), calls)
         return _near(f"the time of a kernel of 1000 us {what}", after, before)
     return case
 
@@ -23,8 +39,9 @@ def _changes_nothing(what, calls=20, **change):
 MEDIAN_TIME = [("the end of the kernel is waited for", lambda fn: _near("the time of a kernel of 1000 us", fn(ToyGPU(**PLAIN), 20), 1000)),
                ("compiling is not counted", _changes_nothing("that is compiled at its first call", calls=1, compile=50_000)),
                ("inputs come from memory, not from the cache", _changes_nothing("that takes 100 us with a warm cache", cached=100)),
-               ("overwriting the cache is not counted", _changes_nothing("after a flush of 3000 us", flush=3000)),
-               ("one slow call in seven changes nothing", _changes_nothing("that is ten times slower now and then", slow_every=7))]
+               ("overwriting the cache is not counted", _changes_nothing("after a flush of 3000 to 9000 us", gpu=UnevenFlushes, flush=3000)),
+               ("one slow call in seven changes nothing", _changes_nothing("that is ten times slower now and then", slow_every=7)),
+               ("one fast call in seven changes nothing", _changes_nothing("that is a tenth faster now and then", gpu=FastNowAndThen))]
 
 
 def median_time(fn):
@@ -35,6 +52,14 @@ def median_time(fn):
 # ---------------------------------------------------------------- operations a second
 
 BASE = dict(ms=1.0, B=1, heads=1, N=4096, D=64, is_causal=False, backward=False)
+
+
+def _together(fn):
+    """A causal mask does the same to a backward pass: what each of the two does has a property of its own."""
+    base, masked, backward, both = (fn(**BASE | change) for change in (
+        {}, dict(is_causal=True), dict(backward=True), dict(is_causal=True, backward=True)))
+    return _near("the rate with is_causal = True, backward = True, beside the same without,",
+                 both / base, masked * backward / base**2)
 
 
 def _times(factor, **change):
@@ -50,7 +75,8 @@ TFLOPS = [("4 N^2 D operations in a millisecond", lambda fn: _near("the rate of 
           ("twice the length is four times the work", _times(4, N=8192)),
           ("wider heads are more work", _times(2, D=128)),
           ("a causal mask halves the work", _times(0.5, is_causal=True)),
-          ("backward is 2.5 times forward", _times(2.5, backward=True))]
+          ("backward is 2.5 times forward", _times(2.5, backward=True)),
+          ("causal and backward together", _together)]
 
 
 def tflops(fn):

@@ -50,23 +50,36 @@ def longest(fn):
 ONLY_A, ONLY_B, ONLY_C = (10**5, 1, 10**5), (1, 10**5, 10**5), (10**5, 10**5, 1)
 
 
-def _near(name, got, want):
-    return "" if abs(got - want) <= 1e-3 * want else f"{name} is {got:.6g}, expected {want:.6g}"
+def _near(got, want):
+    return abs(got - want) <= 1e-3 * want
+
+
+def _intensity(M, N, K):
+    return M * N * K / (M * K + K * N + M * N)           # of numbers of 2 bytes
+
+
+def _wrong(shape, got):
+    return f"the intensity for M, N, K = {shape} is {got:.6g}, expected {_intensity(*shape):.6g}"
 
 
 def _operations(fn):
-    return _near(f"the intensity for M, N, K = {ONLY_A}", fn(*ONLY_A), 1.0)
+    got = fn(*ONLY_A)
+    return "" if _near(got, _intensity(*ONLY_A)) else _wrong(ONLY_A, got)
 
 
 def _counts(shape):
     """The matrix that outweighs the others is counted; compared with ONLY_A, so that it alone decides."""
     def case(fn):
-        return _near(f"the intensity for M, N, K = {shape}", fn(*shape) / fn(*ONLY_A), 1.0)
+        got = fn(*shape)
+        return "" if _near(got / fn(*ONLY_A), 1.0) else _wrong(shape, got)
     return case
 
 
 def _bytes(fn):
-    return _near("4 bytes a number instead of 2: the intensity's ratio", fn(*ONLY_A, 4) / fn(*ONLY_A, 2), 0.5)
+    two, four = fn(*ONLY_A, 2), fn(*ONLY_A, 4)
+    if _near(four / two, 0.5):
+        return ""
+    return f"the intensity for M, N, K = {ONLY_A} is {two:.6g} with 2 bytes a number and {four:.6g} with 4, expected half"
 
 
 MATMUL_INTENSITY = [("a multiply-add is two operations", _operations), ("the second matrix is read", _counts(ONLY_B)),

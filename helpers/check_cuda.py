@@ -22,6 +22,11 @@ def _bank_conflicts(moved):
     return f"{requests} requests to shared memory take {passes} passes" if passes > requests else ""
 
 
+def _sectors(moved):
+    return (f"its loads touch {moved['load_sectors']} sectors and its stores {moved['store_sectors']}, where "
+            f"{moved['load_bytes'] // 32} and {moved['store_bytes'] // 32} would do")
+
+
 def _loads_at_most(bound):
     return lambda moved: f"{moved['loads']} loads, where {bound} would do" if moved["loads"] > bound else ""
 
@@ -29,7 +34,7 @@ def _loads_at_most(bound):
 # ---------------------------------------------------------------- the operations
 
 VECTOR = {"every value that was written is right": [(1024,), (4096,)],
-          "a length that is no multiple of the block": [(1000,), (31,), (4097,)], "a single element": [(1,)]}
+          "written values are right at a length that is no multiple of the block": [(1000,), (31,), (4097,)], "a single element": [(1,)]}
 MATRIX = {"every value that was written is right": [(64, 64)],
           "rows and columns that fill no block": [(33, 40), (40, 33), (70, 5)], "a single element": [(1, 1)]}
 
@@ -83,7 +88,8 @@ def transpose(source, tiled=False):
     tiled: it goes through shared memory, so that loads and stores are coalesced, without bank conflicts."""
     launch = "transpose<<<dim3(unsigned(m[1] + 31) / 32, unsigned(m[0] + 31) / 32), dim3(32, 32)>>>(p[0], p[1], m[0], m[1]);"
     counts = [_coalesced("load"), _coalesced("store"), ("no bank conflicts", _bank_conflicts)]
-    cuda_properties("transpose", source, launch, _transposed, MATRIX, tiled, counts if tiled else [], (64, 64))
+    cuda_properties("transpose", source, launch, _transposed, MATRIX, tiled, counts if tiled else [], (64, 64),
+                    tell=None if tiled else _sectors)
 
 
 def matmul(source):

@@ -3,8 +3,9 @@ import numpy as np
 import torch
 
 from helpers import reference
+from helpers.check_attention import _all_equal
 from helpers.device import DEVICE
-from helpers.properties import difference, guarded, properties
+from helpers.properties import difference, guarded, outside, properties, unwritten
 
 
 def loop_bounds(fn):
@@ -40,14 +41,16 @@ def attention_heads(fn):
         ("several heads", _heads((1, 3, 3, 64, 64))),
         ("grouped heads", _heads((1, 4, 2, 64, 64), (1, 6, 2, 64, 64))),
         ("more keys than queries", _heads((1, 1, 1, 50, 90))),
-        ("more queries than keys", _heads((1, 1, 1, 90, 50)))], fn)
+        ("more queries than keys", _heads((1, 1, 1, 90, 50))),
+        ("every output element is written", _everywhere(unwritten, _shaped(2, 2, 2, 64, 64), _shaped(1, 4, 2, 50, 90))),
+        ("nothing is written outside of the tensors", _everywhere(outside, _shaped(1, 4, 2, 50, 90), _shaped(1, 1, 1, 90, 50)))
+    ], fn)
 
 
 def _heads(*shapes):
     def case(fn):
         for B, heads, kv_heads, N_q, N_k in shapes:
-            rng = np.random.default_rng(B + heads + N_q)
-            q, k, v = (_tensor(rng.standard_normal((B, h, N, 16))) for h, N in ((heads, N_q), (kv_heads, N_k), (kv_heads, N_k)))
+            q, k, v = _shaped(B, heads, kv_heads, N_q, N_k)
             problem = difference(fn(q, k, v), reference.attention(q, k, v, is_causal=True))
             if problem:
                 return f"heads {heads}, kv_heads {kv_heads}, N_q = {N_q}, N_k = {N_k}: {problem}"
@@ -55,25 +58,56 @@ def _heads(*shapes):
     return case
 
 
+def _shaped(B, heads, kv_heads, N_q, N_k):
+    rng = np.random.default_rng(B + heads + N_q)
+    return [_tensor(rng.standard_normal((B, h, N, 16))) for h, N in ((heads, N_q), (kv_heads, N_k), (kv_heads, N_k))]
+
+
+def _everywhere(problem, *cases):
+    """A case that calls fn with each of the inputs, and looks for the problem in the output and in the tensors among them."""
+    def case(fn):
+        for inputs in cases:
+            tensors = [x for x in (fn(*inputs), *inputs) if isinstance(x, torch.Tensor)]
+            found = next(filter(None, map(problem, tensors)), "")
+            if found:
+                return f"q of shape {list(inputs[0].shape)}: {found}"
+        return ""
+    return case
+
+
 def window_attention(fn):
-    """fn(q, k, v, window) returns o: query i sees the last `window` keys up to its own. float32 tensors [N, D]."""
+    """fn(q, k, v, window) returns o: query i sees the last `window` keys up to its own. float32 tensors [N, D].
+
+    A block has as many keys as queries, a power of two up to 128.
+    """
     properties("sliding-window attention", [
-        ("a window of one key", _window((64, 1))),
-        ("a window inside a block", _window((64, 5))),
-        ("a window across blocks", _window((200, 50), (130, 33))),
-        ("a window longer than the sequence", _window((64, 100))),
-        ("tiles before the window are not visited", _far_keys)], fn)
+        ("a window of one key", _window((*_matrices(64), 1))),
+        ("a window inside a block", _window((*_matrices(64), 5))),
+        ("a window across blocks", _window((*_matrices(200), 50), (*_matrices(130), 33))),
+        ("a window longer than the sequence", _window((*_matrices(64), 100))),
+        ("a key outside of the window weighs nothing, however low the scores", _window((*_low_scores(64), 7))),
+        ("tiles before the window are not visited", _visits("before")),
+        ("tiles above the diagonal are not visited", _visits("after")),
+        ("every output element is written", _everywhere(unwritten, (*_matrices(64), 5), (*_matrices(50), 5))),
+        ("nothing is written outside of the tensors", _everywhere(outside, (*_matrices(50), 5), (*_matrices(1), 1)))], fn)
 
 
 def _window(*cases):
     def case(fn):
-        for N, window in cases:
-            q, k, v = np.random.default_rng(N).standard_normal((3, N, 16))
-            problem = difference(fn(*map(_tensor, (q, k, v)), window), _windowed(q, k, v, window))
+        for *inputs, window in cases:
+            problem = difference(fn(*inputs, window), _windowed(*(x.double().cpu().numpy() for x in inputs), window))
             if problem:
-                return f"N = {N}, window {window}: {problem}"
+                return f"N = {len(inputs[0])}, window {window}: {problem}"
         return ""
     return case
+
+
+def _matrices(N):
+    return [_tensor(x) for x in np.random.default_rng(N).standard_normal((3, N, 16))]
+
+
+def _low_scores(N):
+    return [_tensor(x) for x in _all_equal(N, score=-1e30)]
 
 
 def _windowed(q, k, v, window):
@@ -82,11 +116,32 @@ def _windowed(q, k, v, window):
     return p / p.sum(1, keepdims=True) @ v
 
 
-def _far_keys(fn):
-    q, k, v = np.random.default_rng(0).standard_normal((3, 256, 16))
-    v[:64] = np.nan                                      # 0 * NaN is NaN: a visit leaves its mark
-    spoilt = [row for row, o in enumerate(fn(*map(_tensor, (q, k, v)), 10)[192:], 192) if not (o == o).all()]
-    return f"row {spoilt[0]} multiplied values of keys 0 to 63: they are NaN, and so is the row" if spoilt else ""
+def _visits(side):
+    """A case that looks for tiles which no query of a block sees, "before" or "after" the keys of the window.
+
+    Every 16 keys have a column of v to themselves. Their values in it are NaN: 0 * NaN is NaN, so a visit leaves its mark.
+    Rows with the same marks are one block, as far as they lie in the same 128. The window reaches back 128 keys, so that
+    with any BLOCK up to 128 the first key of a block's first query begins a tile.
+    """
+    N, window, step = 512, 129, 16
+
+    def case(fn):
+        row, key = np.arange(N)[:, None], np.arange(N)
+        q, k = np.random.default_rng(0).standard_normal((2, N, N // step))
+        v = np.where(key[:, None] // step == np.arange(N // step), np.nan, 0)
+        visited = np.isnan(fn(*map(_tensor, (q, k, v)), window).cpu().numpy())                   # [N, N // step]
+        seen = ((key <= row) & (key > row - window)).reshape(N, -1, step).any(2)
+        for i in range(N):
+            near = slice(i // 128 * 128, i // 128 * 128 + 128)
+            block = (visited[near] == visited[i]).all(1)
+            wasted = np.flatnonzero(visited[i] & ~seen[near][block].any(0))
+            wasted = wasted[wasted < i // step] if side == "before" else wasted[wasted > i // step]
+            if len(wasted):
+                first = wasted[0] * step
+                return (f"window {window}: row {i} multiplied values of keys {first} to {first + step - 1}, "
+                        "which no query of its block sees")
+        return ""
+    return case
 
 
 def _tensor(x):

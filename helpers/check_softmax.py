@@ -86,7 +86,7 @@ ONLINE = [("m is the largest score", lambda fn: _differs("scores [2, 5, 3]: m", 
           ("l is the sum of e^(s - m)", _lse_of(FALLING)),
           ("the maximum changes on the way", _lse_of(RISING)),
           ("scores near 1e4", _lse_of(FALLING + 1e4)),
-          ("scores far below 0", _lse_of(FALLING - 1e4, FALLING - 1e5)),
+          ("scores far below 0", _lse_of(FALLING - 1e4, FALLING - 1e5, FALLING - 1e30)),
           ("scores of -inf count for nothing", _lse_of(MASKED, np.full(3, -np.inf)))]
 
 

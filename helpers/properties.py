@@ -1,5 +1,4 @@
 """The machinery behind helpers/check.py: run named properties, poison fresh memory, say what differed and where."""
-import math
 from contextlib import ExitStack, contextmanager
 from unittest import mock
 
@@ -9,12 +8,17 @@ import torch
 from helpers import device
 
 # NaNs with a payload of their own, so that memory nobody wrote is told apart from a NaN that was computed
-POISON = {np.dtype(np.float32): np.uint32(0x7FC0BAD5), np.dtype(np.float64): np.uint64(0x7FF80000000BAD55)}
+POISON = {"float16": 0x7EAD, "bfloat16": 0x7FED, "float32": 0x7FC0BAD5, "float64": 0x7FF80000000BAD55}
 GUARD = 2**15                                            # poisoned elements before and behind every tensor
+INPUT = 15                                               # changes the payload around an input: a stray NaN read there and
+                                                         # stored behind the output differs from what stood behind the output
 
 
 def properties(title, cases, fn):
-    """Run the (name, case) pairs of one operation on fn and print the report. A case returns "" or what went wrong."""
+    """Run the (name, case) pairs of one operation on fn and print the report. A case returns "" or what went wrong.
+
+    True if every property holds.
+    """
     results = []
     with poisoned():
         for name, case in cases:
@@ -23,57 +27,67 @@ def properties(title, cases, fn):
             except Exception as error:
                 if _is_stub(error):
                     print(f"{title}: not attempted yet")
-                    return
+                    return False
                 results.append((name, f"it raised {type(error).__name__}: {' '.join(str(error).split())[:200]}"))
     print(title)
     if len(results) > 1 and len({problem for _, problem in results}) == 1 and results[0][1]:
         results = [("every property", results[0][1])]
     for name, problem in results:
         print(f"  FAIL  {name}: {problem}" if problem else f"  ok    {name}")
+    return not any(problem for _, problem in results)
 
 
 @contextmanager
 def poisoned():
     """Within this block, what nobody wrote is seen.
 
-    float32 and float64 memory from torch's and NumPy's `empty`, `empty_like` and `new_empty` is all POISON. Tensors get a
+    Floating-point memory from torch's and NumPy's `empty`, `empty_like` and `new_empty` is all POISON. Tensors get a
     guard of poison before and behind them, so that a kernel that misses its mask spoils the guard and not the process.
-    In Triton's interpreter, masked lanes that were loaded without `other` are NaN, as undefined as they are on a GPU.
+    Triton's interpreter is strict, as helpers/properties_interpreter.py says.
     """
     with ExitStack() as stack:
         for library, name in ((np, "empty"), (np, "empty_like"), (torch, "empty"), (torch, "empty_like"),
                               (torch.Tensor, "new_empty")):
             stack.enter_context(mock.patch.object(library, name, _poison(getattr(library, name))))
         if device.INTERPRETED:
-            from triton.runtime.interpreter import InterpreterBuilder
-            load = InterpreterBuilder.create_masked_load
-            stack.enter_context(mock.patch.object(InterpreterBuilder, "create_masked_load", _undefined_lanes(load)))
+            from helpers.properties_interpreter import strict
+            stack.enter_context(strict())
         yield
 
 
 def _poison(make):
     def made(*args, **kwargs):
         out = make(*args, **kwargs)
-        if isinstance(out, np.ndarray) and out.dtype in POISON:
-            out.view(POISON[out.dtype].dtype)[...] = POISON[out.dtype]
-        elif isinstance(out, torch.Tensor) and out.dtype in (torch.float32, torch.float64) and out.device.type != "meta":
-            out = _guarded_empty(out)
-        return out
+        if _name(out.dtype) not in POISON:
+            return out
+        if isinstance(out, np.ndarray):
+            out.view(_integers(out))[...] = POISON[_name(out.dtype)]
+            return out
+        return out if out.device.type == "meta" else _guarded_empty(out)
     return made
 
 
-def _guarded_empty(like):
-    """A poisoned tensor with the shape and strides of `like`, in the middle of a poisoned stretch of memory."""
+def _name(dtype):
+    """"float32" for NumPy's type and for torch's."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _integers(x):
+    """The type of whole numbers that are as wide as the elements of an array or a tensor."""
+    return getattr(torch if isinstance(x, torch.Tensor) else np, f"int{8 * x.dtype.itemsize}")
+
+
+def _guarded_empty(like, change=0):
+    """A poisoned tensor with the shape and strides of `like`, in the middle of a stretch of memory of the same poison."""
     size = 1 + sum((n - 1) * stride for n, stride in zip(like.shape, like.stride())) if like.numel() else 0
-    bits = POISON[np.dtype(str(like.dtype).removeprefix("torch."))]
-    integers = torch.int32 if like.dtype == torch.float32 else torch.int64
-    memory = torch.full([size + 2 * GUARD], int(bits), dtype=integers, device=like.device).view(like.dtype)
+    bits = POISON[_name(like.dtype)] ^ change
+    memory = torch.full([size + 2 * GUARD], bits, dtype=_integers(like), device=like.device).view(like.dtype)
     return memory.as_strided(like.shape, like.stride(), GUARD)
 
 
 def guarded(x):
-    """A copy of a tensor with a guard of poison before and behind it."""
-    return _guarded_empty(x).copy_(x)
+    """A copy of a tensor, to be an input, with a guard of poison before and behind it."""
+    return _guarded_empty(x, INPUT).copy_(x)
 
 
 def outside(x):
@@ -81,22 +95,14 @@ def outside(x):
     storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
     if len(storage) < 2 * GUARD or x.storage_offset() != GUARD:
         return ""                                        # not one of ours: nothing is known
-    spoilt = ~_unwritten(_array(storage))
+    bits = storage.view(_integers(storage)).cpu().numpy()
+    spoilt = bits != bits[0]
     spoilt[GUARD:len(spoilt) - GUARD] = False
     if not spoilt.any():
         return ""
     place = int(np.argwhere(spoilt)[0, 0]) - GUARD
     size = len(storage) - 2 * GUARD
     return f"element {place} of {size} was written, {'before the beginning' if place < 0 else 'beyond the end'}"
-
-
-def _undefined_lanes(load):
-    def loaded(self, ptrs, mask, other, *args, **kwargs):
-        value = load(self, ptrs, mask, other, *args, **kwargs)
-        if other is None and np.issubdtype(value.data.dtype, np.floating):
-            value.data = np.where(mask.data, value.data, value.data.dtype.type(math.nan))
-        return value
-    return loaded
 
 
 def _is_stub(error):
@@ -108,13 +114,16 @@ def _is_stub(error):
 
 
 def _array(x):
-    return x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x)
+    x = x.detach().cpu() if isinstance(x, torch.Tensor) else np.asarray(x)
+    return np.asarray(x.float() if x.dtype == torch.bfloat16 else x)     # NumPy has no bfloat16
 
 
 def _unwritten(x):
-    """Boolean array: which elements still hold the poison."""
-    x = np.ascontiguousarray(x)
-    return x.view(POISON[x.dtype].dtype) == POISON[x.dtype] if x.dtype in POISON else np.zeros(x.shape, bool)
+    """Boolean array: which elements of a tensor or an array still hold the poison."""
+    x = x.detach().cpu() if isinstance(x, torch.Tensor) else np.asarray(x)
+    if _name(x.dtype) not in POISON:
+        return np.zeros(x.shape, bool)
+    return np.asarray(x.view(_integers(x)) == POISON[_name(x.dtype)])
 
 
 def _place(mask):
@@ -123,12 +132,11 @@ def _place(mask):
 
 def difference(got, want, tolerance=1e-5):
     """"" if the elements that were written agree, else where the first difference is."""
-    got, want = _array(got), _array(want)
+    missing, got, want = _unwritten(got), _array(got), _array(want)
     if got.shape != want.shape:
         return f"the shape is {list(got.shape)}, expected {list(want.shape)}"
-    missing = _unwritten(got)
     if got.size and missing.all():
-        return "nothing was written"
+        return "every element is NaN: not written, or computed from NaN"     # arithmetic keeps the payload
     with np.errstate(invalid="ignore"):
         wrong = ~missing & ~(np.abs(got - want) <= tolerance * (1 + np.abs(want)))     # a NaN is wrong
     if not wrong.any():
@@ -140,7 +148,7 @@ def difference(got, want, tolerance=1e-5):
 
 def unwritten(got):
     """"" if every element was written, else which is the first that was not."""
-    missing = _unwritten(_array(got))
+    missing = _unwritten(got)
     if not missing.any():
         return ""
     return f"element {_place(missing)} was never written ({missing.sum()} of {missing.size} were not)"

@@ -51,7 +51,7 @@ PATIENCE_S = 10                                          # the checks run a kern
 ELSE = "it runs to its end"                              # whatever else stopped it
 
 
-def cuda_properties(title, source, launch, arrays, values, barriers=False, counts=(), counted=None):
+def cuda_properties(title, source, launch, arrays, values, barriers=False, counts=(), counted=None, tell=None):
     """Print the report on one kernel.
 
     launch: C++ that starts it on pointers p[0], p[1], … and whole numbers m[0], m[1], …
@@ -59,6 +59,7 @@ def cuda_properties(title, source, launch, arrays, values, barriers=False, count
     values: {property: tuples m on which the output is compared}, which are also run to find faults
     barriers: report on the faults of shared memory as well
     counts: (property, function of what the kernel moved) pairs, looked at on the size `counted`; "" says that all is well
+    tell: function of what the kernel moved on that size, a sentence to end the report with when every property holds
     """
     if STUB in source:
         print(f"{title}: the line `{STUB}` is still in it: not attempted yet")
@@ -78,7 +79,8 @@ def cuda_properties(title, source, launch, arrays, values, barriers=False, count
                   ("the inputs are left as they were", over(emulated, lambda m: _changed(arrays(*m), result(m))))]
         traffic = functools.cache(lambda: run(counted, cuda.traffic, returns=True))
         cases += [(name, lambda _, count=count: count(*traffic().values())) for name, count in counts]
-    properties(title, cases, source)
+    if properties(title, cases, source) and tell:
+        print(f"  {_size(arrays, counted)}: {tell(*traffic().values())}.")
     if not clean:
         print("  What it computes is looked at when nothing above fails.")
 
@@ -86,7 +88,7 @@ def cuda_properties(title, source, launch, arrays, values, barriers=False, count
 def _run(program, arrays, m, how, returns=False, **options):
     """The arrays after how(program, …), whose output was all poison before; or what it returned."""
     before = [np.ascontiguousarray(a, np.float32) for a in arrays(*m)]
-    before[-1] = np.full(before[-1].shape, POISON[before[-1].dtype]).view(np.float32)
+    before[-1] = np.full(before[-1].shape, POISON["float32"], np.int32).view(np.float32)
     lengths = [a.size for a in before]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "arrays"
@@ -109,6 +111,8 @@ def _faults(run, arrays, sizes, barriers):
             if not fault and "ended with status" not in text and "was stopped" not in text:
                 return after, {"it compiles": _compiler_error(text)}
             sentence = " ".join(text.split()) if not fault else f"line {fault[1]}: {fault[2]}" if fault[1] else fault[2]
+            if taken := re.search(r"writes (\S+) in global memory, which .* wrote .*a race$", sentence):
+                sentence = f"several threads take {taken[1]}: {sentence}"
             name = next((name for name, pattern in kinds.items() if fault and re.search(pattern, fault[2])), ELSE)
             found[name] = found[name] or f"{_size(arrays, m)}: {sentence}"
             if "was stopped" in text:                    # an endless loop would be one on the next size, too

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import check, device, notebook, reference
-from helpers.properties import POISON, guarded, outside, poisoned
+from helpers.properties import difference, guarded, outside, poisoned, unwritten
 
 
 # ---------------------------------------------------------------- wrong versions, one for each property
@@ -63,7 +63,7 @@ def vector_mistakes(right):
 
     return {
         "every value that was written is right": mistake(lambda n: n % 1024 == 0 and n, shifted),
-        "a length that is no multiple of the block": mistake(lambda n: n % 1024 and n > 1, last_is_zero),
+        "written values are right at a length that is no multiple of the block": mistake(lambda n: n % 1024 and n > 1, last_is_zero),
         "a single element": mistake(lambda n: n == 1, shifted),
         "an empty vector": mistake(lambda n: n == 0, refuses),
         "every output element is written": mistake(lambda n: n > 1, last_is_missing),
@@ -76,8 +76,8 @@ def block_sums(x, block):
     return torch.stack([piece.sum() for piece in x.split(block)]) if len(x) else x
 
 
-def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, scale=True, maximum=True, rescale=True, pad=False,
-            first_row=True, lazy=True, block_bug=False, lse_bug=False, last_row=True, in_place=False, return_lse=False):
+def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, scale=True, own=True, cap=np.inf, mask=-np.inf, rescale=True,
+            pad=False, first_row=True, lazy=True, block_bug=False, lse_bug=False, last_row=True, in_place=False, return_lse=False):
     """Blocked attention in NumPy with a switch for each mistake that the check should find."""
     N, D = q.shape
     o = np.empty_like(v)
@@ -85,14 +85,14 @@ def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, scale=True, max
     for i in range(0, N, BLOCK_M):
         q_i = q[i:i + BLOCK_M] * (D**-0.5 if scale else 1)
         rows = i + np.arange(len(q_i))
-        m, l, acc = np.full(len(q_i), -3e38 if maximum else 0), np.zeros(len(q_i)), np.zeros((len(q_i), D))
+        m, l, acc = np.full(len(q_i), -3e38), np.zeros(len(q_i)), np.zeros((len(q_i), D))
         for j in range(0, min(i + BLOCK_M, N) if is_causal and lazy else N, BLOCK_N):
             s = q_i @ k[j:j + BLOCK_N].T
             s = np.pad(s, ((0, 0), (0, BLOCK_N - s.shape[1]))) if pad else s
             keys = j + np.arange(s.shape[1])
             if is_causal:
-                s[(keys > rows[:, None]) & ((rows[:, None] > 0) | first_row)] = -np.inf
-            m_new = np.maximum(m, s.max(1)) if maximum else m
+                s[(keys > rows[:, None]) & ((rows[:, None] > 0) | first_row)] = mask
+            m_new = np.minimum(np.maximum(m, s.max(1) if own else s.max()), cap)
             alpha = np.exp(m - m_new)
             with np.errstate(over="ignore"):
                 p = np.exp(s - m_new[:, None])
@@ -113,14 +113,16 @@ def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, scale=True, max
 
 ATTENTION = {
     "the result is attention": dict(scale=False),
+    "each row has a maximum of its own": dict(own=False),
     "a length that is no multiple of the block": dict(pad=True),
     "the largest score comes last": dict(rescale=False),
-    "logits of 1e4": dict(maximum=False),
+    "logits of 1e4": dict(cap=500),
     "every output element is written": dict(last_row=False),
     "the inputs are left as they were": dict(in_place=True),
     "tiles above the diagonal are not visited": dict(lazy=False),
     "any block size gives the same answer": dict(block_bug=True),
     "the first causal row sees one key": dict(first_row=False),
+    "a later key weighs nothing, however low the scores": dict(mask=-1e9),
     "lse is the log of the sum of exponentials": dict(lse_bug=True),
 }
 
@@ -142,7 +144,7 @@ OPERATIONS = {
 for is_causal in (False, True):
     for return_lse in (False, True):
         mistakes = {name: blocked_attention(is_causal, return_lse, mistake) for name, mistake in ATTENTION.items()
-                    if (is_causal or not re.search("causal|diagonal", name)) and (return_lse or "lse" not in name)}
+                    if (is_causal or not re.search("causal|diagonal|later", name)) and (return_lse or "lse" not in name)}
         if is_causal:                                    # zero scores beyond the end are masked like later keys
             del mistakes["a length that is no multiple of the block"]
         OPERATIONS[f"attention causal={is_causal} lse={return_lse}"] = (
@@ -194,18 +196,32 @@ def test_a_wrong_shape_is_named(capsys):
         "length 1024: the shape is [1023], expected [1024]"
 
 
-@pytest.mark.parametrize("library,dtype", [(np, np.float32), (np, np.float64), (torch, torch.float32), (torch, torch.float64)])
+DTYPES = [(np, np.float16), (np, np.float32), (np, np.float64), (torch, torch.float16), (torch, torch.bfloat16),
+          (torch, torch.float32), (torch, torch.float64)]
+
+
+@pytest.mark.parametrize("library,dtype", DTYPES, ids=str)
 def test_poison_is_nan_and_is_undone(library, dtype):
     with poisoned():
         fresh = library.empty((2, 3), dtype=dtype)
         assert library.isnan(fresh).all() and library.isnan(library.empty_like(fresh)).all()
         assert library.empty(3, dtype=library.int32).shape == (3,)
     assert library.empty.__name__ == "empty"
+    assert unwritten(fresh) == "element [0, 0] was never written (6 of 6 were not)"
+    fresh[:] = float("nan")                              # a NaN that was computed is another
+    assert unwritten(fresh) == "" and difference(fresh, np.zeros((2, 3))).startswith("element [0, 0] is nan, expected 0")
 
 
-def test_poison_has_a_payload():
-    for dtype, bits in POISON.items():
-        assert np.isnan(bits.view(dtype)) and bits != np.array(np.nan, dtype).view(bits.dtype)
+def test_nothing_but_poison_is_not_said_to_be_unwritten():
+    with poisoned():
+        fresh = np.empty(3)
+    for got in (fresh, 2 * fresh + 1):                   # both hold the same NaN
+        assert difference(got, np.zeros(3)) == "every element is NaN: not written, or computed from NaN"
+
+
+def test_numbers_that_numpy_lacks_are_compared():
+    got = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+    assert difference(got, [1.0, 2.0]) == "" and "element [1] is 2, expected 3" in difference(got, [1.0, 3.0])
 
 
 def test_checks_say_what_they_take():
@@ -214,15 +230,19 @@ def test_checks_say_what_they_take():
             assert fn.__doc__.startswith("fn("), name
 
 
-def test_guards_notice_stray_writes():
+@pytest.mark.parametrize("dtype", [dtype for library, dtype in DTYPES if library is torch], ids=str)
+def test_guards_notice_stray_writes(dtype):
     with poisoned():
-        x = torch.empty(3, 5)
+        x = torch.empty(3, 5, dtype=dtype)
         assert outside(x) == "" and x.is_contiguous()
         x.fill_(0)
         assert outside(x) == ""
         x.as_strided([1], [1], x.storage_offset() + 17)[0] = 1
         assert outside(x) == "element 17 of 15 was written, beyond the end"
-    x = guarded(torch.arange(6.0).reshape(2, 3).T)
+    y = guarded(torch.arange(3.0, dtype=dtype))          # what stands behind an input is not what stands behind an output
+    x.as_strided([1], [1], x.storage_offset() + 17)[0] = y.as_strided([1], [1], y.storage_offset() + 3)[0]
+    assert outside(y) == "" and "element 17" in outside(x)
+    x = guarded(torch.arange(6.0, dtype=dtype).reshape(2, 3).T)
     assert outside(x) == "" and x.stride() == (1, 3) and x[2, 1] == 5
     x.as_strided([1], [1], x.storage_offset() - 2)[0] = 1
     assert outside(x) == "element -2 of 6 was written, before the beginning"

@@ -41,7 +41,8 @@ WRONG = {
         "compiling is not counted": lambda gpu, calls: median_time(gpu, calls, warm_up=False),
         "inputs come from memory, not from the cache": lambda gpu, calls: median_time(gpu, calls, flush=False),
         "overwriting the cache is not counted": lambda gpu, calls: median_time(gpu, calls, settle=False),
-        "one slow call in seven changes nothing": lambda gpu, calls: median_time(gpu, calls, average=statistics.mean)}),
+        "one slow call in seven changes nothing": lambda gpu, calls: median_time(gpu, calls, average=statistics.mean),
+        "one fast call in seven changes nothing": lambda gpu, calls: median_time(gpu, calls, average=min)}),
     "tflops": (tflops, {
         "4 N^2 D operations in a millisecond": lambda **a: 0.5 * tflops(**a),
         "the rate falls as the time grows": lambda ms, **a: tflops(1.0, **a),
@@ -49,7 +50,8 @@ WRONG = {
         "twice the length is four times the work": lambda N, **a: tflops(N=4096, **a),
         "wider heads are more work": lambda D, **a: tflops(D=64, **a),
         "a causal mask halves the work": lambda is_causal, **a: tflops(**a),
-        "backward is 2.5 times forward": lambda backward, **a: tflops(**a)}),
+        "backward is 2.5 times forward": lambda backward, **a: tflops(**a),
+        "causal and backward together": lambda is_causal, backward, **a: tflops(is_causal=is_causal and not backward, backward=backward, **a)}),
     "share": (share, {
         "much arithmetic on few bytes": lambda ms, f, b, c: share(ms, f, b, c) if b > 1e6 else b / c["copy_gb_per_s"] / 1e6 / ms,
         "little arithmetic on many bytes": lambda ms, f, b, c: f / c["matmul_tflops"] / 1e9 / ms,
@@ -70,6 +72,11 @@ def test_a_wrong_version_fails_its_property_alone(capsys, name, wrong):
 @pytest.mark.parametrize("name", WRONG)
 def test_every_property_has_a_wrong_version(name):
     assert [title for title, _ in getattr(check_bench, name.upper())] == list(WRONG[name][1])
+
+
+def test_a_flush_is_waited_for_not_subtracted(capsys):
+    subtracted = lambda gpu, calls: median_time(gpu, calls, settle=False) - gpu.flush_us
+    assert failed(report(check_bench.median_time, subtracted, capsys)) == ["overwriting the cache is not counted"]
 
 
 def test_the_toy_gpu_works_on_after_the_call_returned():

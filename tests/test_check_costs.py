@@ -129,6 +129,15 @@ def test_a_stub_is_not_attempted(operation, capsys):
     assert capsys.readouterr().out.strip() == f"{operation}: not attempted yet"
 
 
+@pytest.mark.parametrize("name,problem", [
+    ("a multiply-add is two operations", "for M, N, K = (100000, 1, 100000) is 0.49999, expected 0.99998"),
+    ("the result is written", "for M, N, K = (100000, 100000, 1) is 50000, expected 0.99998"),
+    ("bytes, not numbers", "for M, N, K = (100000, 1, 100000) is 0.99998 with 2 bytes a number and 0.99998 with 4, expected half"),
+])
+def test_an_intensity_is_told_as_it_was_returned(name, problem, capsys):
+    assert report(check.matmul_intensity, MATMUL_INTENSITY[name], capsys)[name] == f"the intensity {problem}"
+
+
 # ---------------------------------------------------------------- the lesson's formulas, against loops that count
 
 def counted_passes(N_q, N_k, D, itemsize):

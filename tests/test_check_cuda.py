@@ -25,7 +25,7 @@ def vector_kernels(value, first, out):
     right = kernel(out=out, value=value, more="")
     return {"": right, **with_faults(right, out, "n"),
             "every value that was written is right": kernel(out=out, value=value, more=" + (n % 1024 == 0)"),
-            "a length that is no multiple of the block": kernel(out=out, value=value, more=" + (n % 1024 && n > 1)"),
+            "written values are right at a length that is no multiple of the block": kernel(out=out, value=value, more=" + (n % 1024 && n > 1)"),
             "a single element": kernel(out=out, value=value, more=" + (n == 1)"),
             "every output element is written": right.replace("i < n", "i < n && (n == 1 || i < n - 1)"),
             "the inputs are left as they were": right + f"if (i == 7 && n > 7) {first}[i] = 0.0f;"}
@@ -176,6 +176,27 @@ def test_a_difference_names_its_size_and_its_element(capsys):
     assert found["every value that was written is right"].startswith("M = 64, N = 64, K = 64: element [0, 0] is 0, expected ")
     assert found["every output element is written"] == \
         "M = 64, N = 64, K = 64: element [0, 32] was never written (3072 of 4096 were not)"
+
+
+@pytest.mark.parametrize("step,element", [("blockDim.x", 64), ("gridDim.x", 16)])
+def test_a_wrong_step_names_the_element_that_several_threads_take(step, element, capsys):
+    loop = f"for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n; i += {step}) c[i] = a[i] + b[i];"
+    found = report("stride_add", kernel("stride_add", loop), capsys)
+    assert found.pop("no two threads race").startswith(f"n = 1024, blocks = 16: several threads take c[{element}]: line 2: ")
+    assert set(found.values()) == {"ok"}
+
+
+def test_a_race_between_a_load_and_a_store_takes_no_element_twice(capsys):
+    found = report("transpose tiled", kernel("transpose", transpose_kernels(tiled=True)["no two threads race"]), capsys)
+    assert "a race" in found["no two threads race"] and "several threads take" not in found["no two threads race"]
+
+
+def test_sectors_are_told_to_whoever_got_the_transpose_right(capsys):
+    check_cuda.transpose(kernel("transpose", transpose_kernels(tiled=False)[""]))
+    told = "  M = 64, N = 64: its loads touch 512 sectors and its stores 4096, where 512 and 512 would do.\n"
+    assert capsys.readouterr().out.endswith(told)
+    check_cuda.transpose(kernel("transpose", ""))
+    assert "sectors" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not cuda.has_gpu(), reason="no NVIDIA GPU here")

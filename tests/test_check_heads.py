@@ -5,6 +5,7 @@ import torch
 
 from helpers import check, reference
 from helpers.check_heads import _windowed
+from helpers.properties import guarded
 from reports import failed, report, stub
 
 
@@ -30,6 +31,23 @@ def wrong_bounds(kind):
     return fn
 
 
+def only_whole_blocks(o):
+    """A copy of o from a grid that was not rounded up: nobody wrote the last rows, if they fill no block of 16."""
+    out, rows = torch.empty_like(o), o.shape[-2] // 16 * 16
+    out[..., :rows, :] = o[..., :rows, :]
+    return out
+
+
+def beyond_the_end(o):
+    """A copy of o that a kernel without a mask might have made: the element after the last is written, too."""
+    o = guarded(o)
+    o.as_strided([o.numel() + 1], [1])[-1] = 7
+    return o
+
+
+OUTPUT = {"unwritten": only_whole_blocks, "outside": beyond_the_end}
+
+
 def heads(kind=None):
     def fn(q, k, v):
         B, H, N_q, _ = q.shape
@@ -46,7 +64,7 @@ def heads(kind=None):
         if kind in ("more keys", "more queries") and (k.shape[2] > N_q) == (kind == "more keys") and k.shape[2] != N_q:
             seen = torch.ones(N_q, k.shape[2], dtype=torch.bool, device=q.device).tril()             # top left
             return torch.softmax((q @ k_all.mT / 4).masked_fill(~seen, -torch.inf), -1) @ v_all
-        return reference.torch_attention(q, k_all, v_all, is_causal=True)
+        return OUTPUT.get(kind, torch.clone)(reference.torch_attention(q, k_all, v_all, is_causal=True))
     return fn
 
 
@@ -61,10 +79,14 @@ def window(kind=None):
             window += 1
         if kind == "long" and window > N:
             window = N - 1
-        arrays = [x.double().cpu().numpy() for x in (q, k, v)]
-        if kind != "visits":
-            arrays[2] = np.nan_to_num(arrays[2])         # a key out of the window is not even multiplied
-        return torch.tensor(_windowed(*arrays, window), dtype=q.dtype, device=q.device)
+        if kind == "mask" and k.min() < -1e9:
+            window = N                                   # scores that low are not above those of masked keys
+        q_all, k_all, v_all = (x.double().cpu().numpy() for x in (q, k, v))
+        o = _windowed(q_all, k_all, np.nan_to_num(v_all), window)        # a key out of the window is not even multiplied
+        if kind in ("before", "after"):
+            past = np.tri(N) if kind == "before" else np.tri(N).T
+            o[past @ np.isnan(v_all) > 0] = np.nan
+        return OUTPUT.get(kind, torch.clone)(torch.tensor(o, dtype=q.dtype, device=q.device))
     return fn
 
 
@@ -75,11 +97,17 @@ CASES = [
                                  "a last block beyond the end": wrong_bounds("end")}),
     (check.attention_heads, heads(), {"one head": heads("one"), "several batches": heads("batches"), "several heads": heads("heads"),
                                       "grouped heads": heads("groups"), "more keys than queries": heads("more keys"),
-                                      "more queries than keys": heads("more queries")}),
+                                      "more queries than keys": heads("more queries"),
+                                      "every output element is written": heads("unwritten"),
+                                      "nothing is written outside of the tensors": heads("outside")}),
     (check.window_attention, window(), {"a window of one key": window("one"), "a window inside a block": window("inside"),
                                         "a window across blocks": window("across"),
                                         "a window longer than the sequence": window("long"),
-                                        "tiles before the window are not visited": window("visits")}),
+                                        "a key outside of the window weighs nothing, however low the scores": window("mask"),
+                                        "tiles before the window are not visited": window("before"),
+                                        "tiles above the diagonal are not visited": window("after"),
+                                        "every output element is written": window("unwritten"),
+                                        "nothing is written outside of the tensors": window("outside")}),
 ]
 
 

@@ -2,7 +2,20 @@
 import pytest
 import torch
 
-from helpers import check
+from helpers import check, device, notebook  # (before triton: helpers.device says why)
+from helpers.properties import guarded
+
+import triton
+import triton.language as tl
+
+load_row = notebook.load("04_softmax_and_matmul_triton").load_row
+
+
+def beyond_the_end(z):
+    """A copy of z that a kernel without a mask might have made: the element after the last is written, too."""
+    z = guarded(z)
+    z.as_strided([z.numel() + 1], [1])[-1] = 7
+    return z
 
 
 # ---------------------------------------------------------------- rows
@@ -39,9 +52,10 @@ def row_mistakes(right):
         "a length that is no power of two": complete_blocks,
         "a single column": where(lambda x: x.shape[1] == 1, lambda z, x: x),
         "scores of 1e4": subtracting(lambda m: m.clamp(max=0)),
-        "scores of -1e4 and less": subtracting(lambda m: m.clamp(min=0)),
+        "a row that is rare in practice": subtracting(lambda m: m.clamp(min=0)),
         "rows that lie apart in memory": as_if_contiguous,
         "every output element is written": where(lambda x: x.shape[0] > 1, unwritten),
+        "nothing is written outside of the tensors": lambda x: beyond_the_end(right(x)),
         "the inputs are left as they were": lambda x: in_place(x) if x.shape == (6, 256) else right(x),
     }
 
@@ -81,8 +95,8 @@ def product_mistakes(right):
             return right(*t)
         total = torch.zeros_like(right(*t))
         b = t[1].T if right is linear else t[1]
-        for k in range(len(b)):
-            total += t[0][:, k:k + 1] * b[k:k + 1]
+        for k in range(0, len(b), 64):                   # a step is summed in float32, the steps are not
+            total += (t[0][:, k:k + 64].float() @ b[k:k + 64].float()).half()
         return total
 
     def unwritten(z):
@@ -103,6 +117,7 @@ def product_mistakes(right):
         "a single row and a single column": where(lambda s, N: s[0] == 1, lambda z: z + 1),
         "float16 is summed in float32": in_float16,
         "every output element is written": where(lambda s, N: s[0] in (33, 64) and s[1] == 64, unwritten),
+        "nothing is written outside of the tensors": lambda *t: beyond_the_end(right(*t)),
         "the inputs are left as they were": in_place,
     }
 
@@ -166,4 +181,80 @@ def test_an_exception_is_a_failed_property(operation, capsys):
 
 def test_the_logarithm_of_a_softmax_is_found_out(capsys):
     found = report("log_softmax", lambda x: torch.log(softmax(x)), capsys)
-    assert [n for n, result in found.items() if result != "ok"] == ["scores of 1e4", "scores of -1e4 and less"]
+    assert [n for n, result in found.items() if result != "ok"] == ["scores of 1e4", "a row that is rare in practice"]
+
+
+# ---------------------------------------------------------------- the mistakes that readers make, in Triton
+
+@triton.jit
+def linear_kernel(x_ptr, w_ptr, bias_ptr, z_ptr, M, N, K, stride_w, BLOCK: tl.constexpr, ACC: tl.constexpr, MASK: tl.constexpr):
+    rows = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    acc = tl.zeros([BLOCK, BLOCK], ACC)
+    for k0 in range(0, K, BLOCK):
+        k = k0 + tl.arange(0, BLOCK)
+        x = tl.load(x_ptr + rows * K + k[None, :], mask=(not MASK) | ((rows < M) & (k[None, :] < K)), other=0.0)
+        w = tl.load(w_ptr + columns * stride_w + k[:, None], mask=(not MASK) | ((k[:, None] < K) & (columns < N)), other=0.0)
+        acc = (acc + tl.dot(x, w, input_precision="ieee")).to(ACC)
+    z = acc + tl.load(bias_ptr + columns, mask=(not MASK) | (columns < N), other=0.0)
+    tl.store(z_ptr + rows * N + columns, z.to(z_ptr.dtype.element_ty), mask=(not MASK) | ((rows < M) & (columns < N)))
+
+
+def linear_with(acc=tl.float32, mask=True, stride=lambda N, K: K, make="empty"):
+    def fn(x, w, bias):
+        (M, K), N = x.shape, len(w)
+        z = getattr(torch, make)(M, N, device=x.device, dtype=x.dtype)
+        ACC = acc if x.dtype == torch.float16 else tl.float32
+        linear_kernel[(triton.cdiv(M, 32), triton.cdiv(N, 32))](x, w, bias, z, M, N, K, stride(N, K), 32, ACC, mask)
+        return z
+    return fn
+
+
+OUTSIDE, FLOAT16 = "nothing is written outside of the tensors", "float16 is summed in float32"
+
+
+def fails(operation, fn, capsys):
+    return {name for name, problem in report(operation, fn, capsys).items() if problem != "ok"}
+
+
+def test_a_linear_kernel_passes(capsys):
+    assert not fails("linear", linear_with(), capsys)
+
+
+def test_a_float16_accumulator_is_found_out(capsys):
+    assert fails("linear", linear_with(acc=tl.float16), capsys) == {FLOAT16}
+
+
+@pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU a wild address ends the process")
+@pytest.mark.parametrize("make", ["empty", "zeros"])
+def test_a_kernel_without_masks_is_reported_and_harms_nothing(make, capsys):
+    found = fails("linear", linear_with(mask=False, make=make), capsys)
+    assert {OUTSIDE, "an inner length that is no multiple of the block"} <= found and FLOAT16 not in found
+
+
+def test_a_wrong_stride_of_the_weights_is_seen_in_every_shape(capsys):
+    found = fails("linear", linear_with(stride=lambda N, K: N), capsys)
+    assert {"the values are right", "a single row and a single column", FLOAT16} <= found
+
+
+@triton.jit
+def log_softmax_kernel(x_ptr, z_ptr, N, stride, BLOCK: tl.constexpr):
+    columns = tl.arange(0, BLOCK)
+    x = load_row(x_ptr + tl.program_id(0) * stride, columns, 1, N)
+    m = tl.max(x, axis=0)
+    tl.store(z_ptr + tl.program_id(0) * N + columns, x - m - tl.log(tl.sum(tl.exp(x - m), axis=0)))
+
+
+@pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the rows overwrite each other in any order")
+def test_a_store_without_a_mask_is_found_out(capsys):
+    def unmasked(x):
+        z = torch.empty(x.shape, device=x.device)
+        log_softmax_kernel[(len(x),)](x, z, x.shape[1], x.stride(0), triton.next_power_of_2(x.shape[1]))
+        return z
+    assert fails("log_softmax", unmasked, capsys) == {OUTSIDE}
+
+
+@pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU a wild address ends the process")
+def test_a_wild_address_is_reported(capsys):
+    found = report("linear", linear_with(stride=lambda N, K: 2**30), capsys)
+    assert found == {"every property": "it raised InterpreterError: IndexError('the kernel loads from an address outside of its tensors')"}

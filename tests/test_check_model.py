@@ -63,6 +63,27 @@ class DropsOutputs(flash):
         return torch.nn.functional.dropout(super().attend(q, k, v, 0.0, None), dropout_p)
 
 
+class WeightsThatSumToOne(lesson.Attention):
+    """Drops weights and divides what is left by its sum."""
+    def attend(self, q, k, v, dropout_p, seed):
+        s = q @ k.mT / q.shape[3]**0.5
+        return self.weigh(s, dropout_p, seed) @ v
+
+    def kept(self, s, dropout_p, seed):
+        generator = torch.Generator(s.device).manual_seed(seed or 0)
+        return torch.rand(s.shape, generator=generator, device=s.device) >= dropout_p
+
+    def weigh(self, s, dropout_p, seed):
+        p = torch.softmax(s, -1) * self.kept(s, dropout_p, seed)
+        return p / p.sum(-1, keepdim=True)
+
+
+class MasksScores(WeightsThatSumToOne):
+    """Takes scores out before the softmax, which comes to the same."""
+    def weigh(self, s, dropout_p, seed):
+        return torch.softmax(s.masked_fill(~self.kept(s, dropout_p, seed), -torch.inf), -1)
+
+
 class Stub(lesson.Attention):
     def attend(self, q, k, v, dropout_p, seed):
         raise NotImplementedError
@@ -101,7 +122,8 @@ CASES = [
     (check.attention_dropout, (), flash, {
         "without dropout it is attention": NotAttention, "in evaluation nothing is dropped": DropsInEvaluation,
         "the same torch seed drops the same weights": IgnoresTheTorchSeed, "every call drops others": OneMask,
-        "what is left grows, so that the mean stays": DoesNotGrow, "weights are dropped, not outputs": DropsOutputs}),
+        "what is left grows, so that the mean stays": DoesNotGrow, "weights are dropped, not outputs": DropsOutputs,
+        "what is left is not made to sum to 1": WeightsThatSumToOne}),
     (check.decoding, (flash,), decode(), {
         "the first tokens": decode("first"), "one token at a time": decode("one"),
         "several tokens at a time": decode("several"), "shared key heads": decode("groups"),
@@ -129,3 +151,7 @@ def test_a_wrong_version_fails_its_property_alone(function, more, name, wrong, c
 def test_layers_by_the_formula_pass_too(capsys):
     found = report(check.attention_dropout, lesson.StandardAttention, capsys)
     assert found and not failed(found)
+
+
+def test_scores_of_minus_infinity_are_no_dropout(capsys):
+    assert failed(report(check.attention_dropout, MasksScores, capsys)) == ["what is left is not made to sum to 1"]

@@ -141,6 +141,11 @@ def test_an_exception_is_a_failed_property(operation, capsys):
     assert found and all("ZeroDivisionError: by zero" in problem for problem in found.values())
 
 
+@pytest.mark.parametrize("start", [0.0, -1e4, -1e9])
+def test_a_start_at_a_very_negative_number_is_found_out(start, capsys):
+    assert failed(report(check.online_softmax, lambda s: online_softmax(s, start=start), capsys)) == ["scores far below 0"]
+
+
 def test_messages_say_what_and_where(capsys):
     found = report(check.online_softmax, ONLINE["scores far below 0"], capsys)
     assert "m = 0, l = 0, m + log(l) is -inf, expected -9994" in found["scores far below 0"]

@@ -107,6 +107,11 @@ def ahead(name, lengths):
     return [MS["standard", B, N] / ms for (who, B, N), ms in MS.items() if who == name and N in lengths and ("standard", B, N) in MS]
 
 
+def grown(name, N):
+    """How the time grows from N to 2 * N, for each batch."""
+    return [MS[name, B, 2 * N] / MS[name, B, N] for B in (1, 2, 4, 8)]
+
+
 def beside(record, ours, peer, longest=False):
     """Our TFLOP/s over a peer's, at all sizes or at N = 16384."""
     rates = found(record, "tflops", "name", "N", "D", "is_causal")
@@ -124,7 +129,8 @@ LONG = [1024 * 2**i for i in range(6)]
 SAYS = [f"{1e3 * min(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 512)):.0f} to "
         f"{1e3 * max(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 512)):.0f} us, scattered",
         f"it is {span(ahead('v3', LONG))} times as fast as standard attention",
-        f"From 2048 tokens on we are at {span(ahead('v3', [2048, 4096, 8192]))}",
+        f"From 2048 tokens on v3 is at {span(ahead('v3', [2048, 4096, 8192]))}",
+        f"v3's time grows {span(grown('v3', 8192))} times, that of standard attention, whose rate rises, {span(grown('standard', 8192))} times",
         f"true of v2 ({span(ahead('v2', [512]))})",
         f"v3 {span(ahead('v3', [128, 256, 512]))}, v2 up to {max(ahead('v2', [128, 256, 512])):.1f}",
         f"from 1024 to 4096 | {span(ahead('v3', [1024, 2048, 4096]))} |", f"above 4096 | {span(ahead('v3', [8192, 16384, 32768]))} |",
@@ -133,6 +139,7 @@ SAYS = [f"{1e3 * min(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 51
         f"({TIMES['v1', 1]:.2f} against {TIMES['v1, 1-D grid', 1]:.2f} ms)", f"with {PEAK['standard', 8] / 1e9:.1f} GB for 8 heads",
         f"by {TIMES['v3', 2] / TIMES['v2', 2] - 1:.0%} and {TIMES['v3', 8] / TIMES['v2', 8] - 1:.0%}",
         f"v3 has {TIMES['SDPA cudnn', 1] / TIMES['v3', 1]:.0%} and {TIMES['SDPA cudnn', 2] / TIMES['v3', 2]:.0%} of its speed",
+        f"{TIMES['standard', 8]:.1f} to {TIMES['v3', 8]:.2f} ms, {PEAK['standard', 8] / 1e9:.1f} GB to {PEAK['v3', 8] / 1e6:.1f} MB (8 heads)",
         f"FP8 needs {PEAK['v3 fp8', 2] / 1e6:.0f} MB",
         "**float32.** " + " and ".join(f"{KINDS['largest_difference']['v3', 'float32', N]:.1e}".replace("e-0", "e-") for N in (512, 8192)),
         "v3 does {:.0f} TFLOP/s at 8192 tokens, standard attention {:.0f}, PyTorch's efficient kernel {:.0f}".format(
@@ -140,6 +147,8 @@ SAYS = [f"{1e3 * min(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 51
         f"{KINDS['largest_difference']['v3', 'float16', 512]:.1e} at A's size".replace("e-0", "e-"),
         f"{KINDS['tflops']['v3 fp8', 'float8_e4m3fn', 8192] / KINDS['tflops']['v3', 'float16', 8192]:.1f} times v3's speed, and an error "
         f"of {KINDS['relative_error']['v3 fp8', 'float8_e4m3fn', 8192]:.0%}",
+        "the kernel alone does {:.0f} TFLOP/s there, with quantization it is {:.0f}".format(
+            *(found("flash_attention_v3", "tflops", "name", "N", "D", "is_causal")[name, 512, 128, False] for name in ("v3 fp8 kernel", "v3 fp8"))),
         f"v3 reaches {span(of_roof('v3'), 0)}% of a matrix product, cuDNN {span(of_roof('SDPA cudnn'), 0)}%",
         f"v3 is {span(beside('flash_attention_v3', 'v3', 'SDPA flash', True), 2)} times as fast as PyTorch's FlashAttention-2, and has "
         f"{span(beside('flash_attention_v3', 'v3', 'SDPA cudnn', True), 2)} of cuDNN's speed",
