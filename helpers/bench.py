@@ -79,7 +79,9 @@ SECONDS = {"vector_add": 7, "cuda_programs": 41, "softmax_and_matmul": 18, "flas
 
 def measure(name: str) -> dict:
     """Run one suite on this machine's GPU: provenance, ceilings, what it is, and a row per kernel and size."""
-    return _record(name, provenance(), list(SUITES[name]()))
+    rows = list(SUITES[name]())
+    torch.cuda.empty_cache()                             # another notebook may be at work on the same GPU
+    return _record(name, provenance(), rows)
 
 
 def _record(name, where, rows):
