@@ -108,7 +108,10 @@ def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, scale=True, own
         o[-1] = poison[-1]
     if in_place:
         q *= 2
-    return (o, np.exp(lse) if lse_bug else lse) if return_lse else o
+    if lse_bug:
+        with np.errstate(over="ignore"):
+            lse = np.exp(lse)
+    return (o, lse) if return_lse else o
 
 
 ATTENTION = {

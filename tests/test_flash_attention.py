@@ -536,7 +536,7 @@ TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SHARED = {80: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 CASES = [(name, dtype, D, capability, DROPOUT) for capability in SHARED for name, dtype, D, DROPOUT in (
     *((name, dtype, D, False) for name in ("dkdv", "dq")
-      for dtype, D in (("fp16", 64), ("fp16", 128), ("fp16", 256), ("bf16", 80), ("fp32", 64))),
+      for dtype, D in (("fp16", 64), ("fp16", 128), ("fp16", 256), ("bf16", 80), ("fp32", 64), ("fp32", 256))),
     ("dkdv", "fp16", 64, True), ("dq", "fp16", 64, True), ("delta", "fp16", 64, False), ("delta", "fp16", 256, False))]
 def request(name, dtype, D, capability, DROPOUT):
     dkdv, dq = lesson.backward_tiles(D, TYPES[dtype], capability)
