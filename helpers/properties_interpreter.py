@@ -78,8 +78,13 @@ class _Memory:
 
     def look(self, verb, pointers, mask, dtype):
         used = pointers[np.broadcast_to(np.asarray(mask, bool), pointers.shape)]
+        if not used.size:
+            return
+        low, high, size = used.min(), used.max(), np.dtype(dtype).itemsize
+        if any(begin <= low and high <= end - size for begin, end in self.ranges):
+            return                                       # all in one tensor, as nearly always
         inside = np.zeros(used.shape, bool)
         for begin, end in self.ranges:
-            inside |= (used >= begin) & (used <= end - np.dtype(dtype).itemsize)
+            inside |= (used >= begin) & (used <= end - size)
         if not inside.all():
             raise IndexError(f"the kernel {verb} an address outside of its tensors")
