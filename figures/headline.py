@@ -72,11 +72,12 @@ def sentence() -> str:
              "as cuDNN" for way in PASSES]
     beside = [ratio for way in PASSES for ratio in ratios(way, "SDPA cudnn")]
     return textwrap.fill(
-        f"On an {record['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}, the course's kernels "
-        f"(forward from lesson 11, backward from lesson 10) are {words[0]}, {words[1]}. cuDNN is ahead in {sum(ratio < 1 for ratio in beside)} of {len(beside)} cases. \"Standard\" is "
-        "attention as the formula has it, with its n x n matrix; under a causal mask it computes the masked half as well. \"Efficient\" is PyTorch's "
-        "memory-efficient attention. Measured with "
-        f"`make bench` on {record['date']} at commit {record['commit']}, torch {record['torch']}, triton {record['triton']}.",
+        f"On an {record['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}, the "
+        f"course's kernels (forward from lesson 11, backward from lesson 10) are {words[0]}, {words[1]}. cuDNN is ahead in "
+        f"{sum(ratio < 1 for ratio in beside)} of {len(beside)} cases. \"Standard\" is attention as the formula has it, with its "
+        "n x n matrix; under a causal mask it computes the masked half as well. \"Efficient\" is PyTorch's memory-efficient "
+        f"attention. Measured with `make bench` on {record['date']} at commit {record['commit']}, torch {record['torch']}, "
+        f"triton {record['triton']}.",
         width=130, break_on_hyphens=False)
 
 

@@ -5,7 +5,7 @@ import torch
 from helpers import reference
 from helpers.check_attention import _all_equal
 from helpers.device import DEVICE
-from helpers.properties import difference, guarded, outside, properties, unwritten
+from helpers.properties import difference, everywhere, guarded, outside, properties, unwritten
 
 
 def loop_bounds(fn):
@@ -64,15 +64,7 @@ def _shaped(B, heads, kv_heads, N_q, N_k):
 
 
 def _everywhere(problem, *cases):
-    """A case that calls fn with each of the inputs, and looks for the problem in the output and in the tensors among them."""
-    def case(fn):
-        for inputs in cases:
-            tensors = [x for x in (fn(*inputs), *inputs) if isinstance(x, torch.Tensor)]
-            found = next(filter(None, map(problem, tensors)), "")
-            if found:
-                return f"q of shape {list(inputs[0].shape)}: {found}"
-        return ""
-    return case
+    return everywhere(problem, lambda inputs: f"q of shape {list(inputs[0].shape)}", *cases)
 
 
 def window_attention(fn):

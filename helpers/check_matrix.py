@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from helpers.device import DEVICE
-from helpers.properties import difference, guarded, outside, properties, unwritten
+from helpers.properties import difference, everywhere, guarded, outside, properties, unwritten
 
 
 def softmax(fn):
@@ -67,14 +67,7 @@ def _shape(inputs):
 
 
 def _everywhere(problem, *cases):
-    """A case that calls fn with each of the inputs, and looks for the problem in the output and in the inputs."""
-    def case(fn):
-        for inputs in cases:
-            found = next(filter(None, map(problem, (fn(*inputs), *inputs))), "")
-            if found:
-                return f"shape {_shape(inputs)}: {found}"
-        return ""
-    return case
+    return everywhere(problem, lambda inputs: f"shape {_shape(inputs)}", *cases)
 
 
 def _untouched(inputs):

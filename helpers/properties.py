@@ -90,6 +90,21 @@ def guarded(x):
     return _guarded_empty(x, INPUT).copy_(x)
 
 
+def everywhere(problem, where, *cases):
+    """A case that calls fn with each of the inputs, and looks for the problem in the output and in the tensors among them.
+
+    problem is `unwritten` or `outside`, where(inputs) says which inputs they were.
+    """
+    def case(fn):
+        for inputs in cases:
+            tensors = [x for x in (fn(*inputs), *inputs) if isinstance(x, torch.Tensor)]
+            found = next(filter(None, map(problem, tensors)), "")
+            if found:
+                return f"{where(inputs)}: {found}"
+        return ""
+    return case
+
+
 def outside(x):
     """"" if the guard around a tensor is untouched, else where the first stray element lies."""
     storage = torch.empty(0, dtype=x.dtype, device=x.device).set_(x.untyped_storage())
