@@ -1,4 +1,4 @@
-"""Compile a lesson's Triton kernel for any NVIDIA GPU, without having one, and read what came out."""
+"""Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
 import json
 import os
 import re
@@ -49,6 +49,7 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource
 
     fn = getattr(notebook.load(lesson), kernel)
     types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
@@ -63,16 +64,26 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
             constants[path] = types.get(value, value) if isinstance(value, str) else value
             return "constexpr"
         kind = value if isinstance(value, str) else "i32" if is_int else "fp32"
+        if fn.is_gluon() and kind.startswith("tensordesc"):
+            kind = f"{kind[:-1]},{_layout(kind, types)!r}>"
         if kind.startswith("*") or (is_int and value % 16 == 0):
             attributes[path] = [["tt.divisibility", 16]]
         return kind
 
     signature = {p.name: describe(arguments[p.name], (i,), p.is_constexpr) for i, p in enumerate(fn.params)}
-    compiled = triton.compile(ASTSource(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
+    source = GluonASTSource if fn.is_gluon() else ASTSource
+    compiled = triton.compile(source(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     usage, sass = _disassemble(compiled.asm["cubin"])
     return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,
                 ptx=compiled.asm["ptx"], sass=sass)
+
+
+def _layout(description, types):
+    """How Gluon lays the tiles of "tensordesc<fp16[64, 128]>" out in shared memory, unless told otherwise."""
+    from triton.experimental.gluon.language import NVMMASharedLayout
+    dtype, *shape = re.findall(r"\w+", description)[1:]
+    return NVMMASharedLayout.get_default_for([int(n) for n in shape], types[dtype])
 
 
 def _disassemble(cubin: bytes):

@@ -64,10 +64,21 @@ def test_compiles_for_an_older_gpu():
     assert "HMMA" in made["sass"] and "UTMALDG" not in made["sass"] and made["shared"] <= 163 * 1024
 
 
-@pytest.mark.parametrize("dtype,D", [("fp16", 64), ("bf16", 128)])
-def test_warp_specialized_compiles(dtype, D):
-    arguments = {f"{x}_ptr": "*" + dtype for x in "qkvo"} | {f"{x}_strides": [16 * 4096 * D, 4096 * D, D, 1] for x in "qkvo"}
-    made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments | dict(
-        heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=D, DOT=dtype, **lesson.WS_TILES[D]), num_stages=2)
-    assert "HGMMA" in made["sass"] and "UTMALDG" in made["sass"] and made["shared"] <= KEPT
-    assert made["stack"] == 0
+SPECIALIZED = [("fp16", 64, False), *((dtype, D, is_causal) for is_causal in (False, True)
+                                      for dtype, D in (("fp16", 128), ("fp16", 256), ("bf16", 128), ("fp8", 128)))]
+
+
+@pytest.mark.parametrize("dtype,D,is_causal", SPECIALIZED)
+def test_specialized_compiles_without_spills(dtype, D, is_causal):
+    fp8, N = dtype == "fp8", 16384
+    tiles = lesson.tiles_ws(D, N, is_causal, fp8)
+    BLOCK_N = tiles.pop("BLOCK_N")
+    shapes = dict(q=(64, D), k=(BLOCK_N, D), v=(D, BLOCK_N) if fp8 else (BLOCK_N, D))
+    element, o = ("fp8e4nv", "fp16") if fp8 else (dtype, dtype)
+    arguments = {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()}
+    arguments |= {f"{x}_scales": "*fp32" if fp8 else None for x in "qkv"}
+    arguments |= dict(o_ptr="*" + o, lse_ptr="*fp32", o_strides=[16 * N * D, N * D, D, 1], counter="*i32", heads=16, group=1,
+                      N_q=N, N_k=N, items=2048, scale=0.1, D=D, IS_CAUSAL=is_causal, FP8=fp8, **tiles)
+    made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments)
+    assert made["stack"] == 0 and made["shared"] <= KEPT
+    assert {"QGMMA" if fp8 else "HGMMA", "UTMALDG", "USETMAXREG"} <= set(re.findall(r"\b[A-Z0-9]+\b", made["sass"]))
