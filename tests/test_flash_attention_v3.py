@@ -86,8 +86,7 @@ def test_any_head_dimension(D, is_causal, dtype):
     tensors = inputs(1, 1, 1, 70, 70, D, dtype)
     with path_taken() as path:
         check(tensors, is_causal=is_causal)
-    described = D % 8 == 0 and dtype != torch.float32 and TUNED
-    assert path == ["v2" if not described else "ws" if D > 64 and GLUON else "v3"]
+    assert path == ["v3" if D % 8 == 0 and dtype != torch.float32 and TUNED else "v2"]
 
 
 @HALF
@@ -601,11 +600,10 @@ def test_older_gpus_take_plain_pointers():
 
 # ---------------------------------------------------------------- warp specialization
 
-def specialized(tensors, is_causal, scale=0.1, **options):
-    """o and lse of launch_ws, with three consumers if D allows it."""
-    D = tensors[0].shape[3]
-    tiles = lesson.tiles_ws(D, 10**6, is_causal, False) or dict(PARTS=3, BLOCK_N=128, STAGES=3)
-    return lesson.launch_ws(*tensors, is_causal, scale, tiles=tiles, **options)
+def specialized(q, k, v, is_causal, scale, scales=None, D=None, dtype=None, tiles=None):
+    """o and lse of launch_ws, with the tiles for a long sequence."""
+    tiles = lesson.tiles_ws(max(D or q.shape[3], 64), 2048, False, scales is not None)
+    return lesson.launch_ws(q, k, v, is_causal, scale, scales, D, dtype, tiles=tiles)
 
 
 SHAPES = [(1, 1, 1, 1, 1), (1, 2, 1, 17, 17), (2, 4, 2, 300, 256), (1, 3, 3, 129, 384), (1, 2, 1, 50, 630), (1, 2, 1, 630, 50),
@@ -619,7 +617,7 @@ SHAPES = [(1, 1, 1, 1, 1), (1, 2, 1, 17, 17), (2, 4, 2, 300, 256), (1, 3, 3, 129
 @pytest.mark.parametrize("shape", SHAPES)
 def test_specialized_agrees_with_float64(shape, D, is_causal, dtype):
     tensors = inputs(*shape, D, dtype)
-    close(tensors, *specialized(tensors, is_causal), is_causal=is_causal, scale=0.1)
+    close(tensors, *specialized(*tensors, is_causal, 0.1), is_causal=is_causal, scale=0.1)
 
 
 @gluon
@@ -627,7 +625,7 @@ def test_specialized_agrees_with_float64(shape, D, is_causal, dtype):
 @pytest.mark.parametrize("B,heads,kv_heads,N,D", [(40, 8, 2, 300, 64), (40, 8, 2, 300, 128), (3, 64, 64, 500, 256)])
 def test_more_blocks_than_multiprocessors(B, heads, kv_heads, N, D, is_causal):
     tensors = inputs(B, heads, kv_heads, N, N, D)
-    close(tensors, *specialized(tensors, is_causal), is_causal=is_causal, scale=0.1)
+    close(tensors, *specialized(*tensors, is_causal, 0.1), is_causal=is_causal, scale=0.1)
 
 
 @gluon
@@ -636,7 +634,7 @@ def test_more_blocks_than_multiprocessors(B, heads, kv_heads, N, D, is_causal):
 @pytest.mark.parametrize("D", [72, 128])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_specialized_in_fp8_rounds_p_and_nothing_else(shape, D, is_causal, dtype):
-    check_fp8_kernel(inputs(*shape, D, dtype), is_causal, D**-0.5, launch=lesson.launch_ws)
+    check_fp8_kernel(inputs(*shape, D, dtype), is_causal, D**-0.5, launch=specialized)
 
 
 @gluon
@@ -644,7 +642,7 @@ def test_specialized_in_fp8_rounds_p_and_nothing_else(shape, D, is_causal, dtype
 @pytest.mark.parametrize("D", [64, 128, 256])
 def test_specialized_with_large_logits(D, is_causal):
     tensors = [(4 * x).round() / 4 for x in inputs(1, 1, 1, 300, 300, D)]
-    o, lse = specialized(tensors, is_causal, 1e4)
+    o, lse = specialized(*tensors, is_causal, 1e4)
     want, want_lse = reference.attention(*tensors, scale=1e4, is_causal=is_causal, return_lse=True)
     assert np.abs(array(o) - want).max() < 2e-3
     np.testing.assert_allclose(array(lse), want_lse, rtol=1e-6)
@@ -657,7 +655,7 @@ def test_specialized_with_large_logits(D, is_causal):
 def test_specialized_hands_nan_and_inf_on(which, value, D):
     tensors = inputs(1, 1, 1, 200, 200, D)
     tensors[which][0, 0, 170, 3] = value
-    o, lse = specialized(tensors, False)
+    o, lse = specialized(*tensors, False, 0.1)
     want, want_lse = reference.attention(*tensors, scale=0.1, return_lse=True)
     np.testing.assert_allclose(array(o), want, atol=2e-2)
     np.testing.assert_allclose(array(lse), want_lse, rtol=1e-5)
@@ -668,17 +666,27 @@ def test_specialized_hands_nan_and_inf_on(which, value, D):
 @pytest.mark.parametrize("D", [64, 128, 256])
 def test_specialized_writes_every_element_and_is_deterministic(D, is_causal):
     tensors = inputs(20, 4, 2, 300, 200, D)
-    want = specialized(tensors, is_causal)
+    want = specialized(*tensors, is_causal, 0.1)
     for _ in range(20):                                  # another program takes another block each time
         with nan_in_new_memory():
-            assert all(map(torch.equal, specialized(tensors, is_causal), want))
+            assert all(map(torch.equal, specialized(*tensors, is_causal, 0.1), want))
 
 
 @gluon
 @pytest.mark.parametrize("view", [view for view, path in VIEWS.items() if path[1] == "v3"])
 def test_specialized_takes_any_layout_of_descriptors(view):
     tensors = inputs(2, 2, 2, 150, 160, 128)
+    want = specialized(*tensors, True, 0.1)
+    assert all(map(torch.equal, specialized(*map(VIEWS[view][0], tensors), True, 0.1), want))
+
+
+@gluon
+@CAUSAL
+@pytest.mark.parametrize("precision", ["fp16", "fp8"])
+@pytest.mark.parametrize("N_k", [2047, 2048])
+@pytest.mark.parametrize("D", [32, 64, 128, 136])
+def test_long_sequences_are_specialized(D, N_k, precision, is_causal):
     with path_taken() as path:
-        o = v3(*map(VIEWS[view][0], tensors), is_causal=True)
-        assert torch.equal(o, v3(*tensors, is_causal=True))
-    assert path == ["ws", "ws"]
+        v3(*inputs(1, 1, 1, 10, N_k, D), is_causal=is_causal, precision=precision)
+    ours = D == 128 or (precision == "fp16" and (D == 136 or (D == 64 and not is_causal)))
+    assert path == ["ws" if N_k == 2048 and ours else "v3"]
