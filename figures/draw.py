@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 
 from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
-from draw_pipeline import pipeline  # noqa: E402
+from draw_pipeline import overlap, pipeline  # noqa: E402
 from draw_softmax import online_softmax  # noqa: E402
 from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
 from helpers.plotting import INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
@@ -39,7 +39,7 @@ def road():
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline)}
+                                             grid_to_tiles, pipeline, overlap)}
 
 
 def draw(folder: Path):

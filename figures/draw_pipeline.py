@@ -1,7 +1,7 @@
-"""The drawing of lesson 11: copies and computation with 1, 2 and 3 stages."""
+"""The drawings of lesson 11: copies and computation with 1, 2 and 3 stages, and products and exponentials of one loop."""
 import matplotlib.pyplot as plt
 
-from helpers.plotting import HBM, INK, KEY, VALUE
+from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, VALUE
 
 TILES, COPY, WORK = 5, 1.6, 1.0                          # a copy takes longer than the work on its tile
 
@@ -32,6 +32,38 @@ def pipeline():
         ax.plot([end, end], [0, 2.5], color=HBM, linewidth=1, linestyle="--")
         ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), yticks=[0.51, 1.5], yticklabels=["compute", "copy"], xticks=[])
         ax.set_title(f"num_stages = {stages}", fontsize=10, loc="left", color=INK)
+        for side in ("top", "right", "bottom"):
+            ax.spines[side].set_visible(False)
+    axes[-1].set_xlabel("time")
+    return fig
+
+
+def in_turn():
+    """[(row, begin, what)] of a loop that waits for each product. Scores, exponentials and values take a unit of time each."""
+    return [(row, 3 * tile + step, f"{what} {tile}") for tile in range(4)
+            for step, (row, what) in enumerate(((1, "scores"), (0, "exp"), (1, "values")))]
+
+
+def ahead():
+    """The same for a loop that starts the scores of a tile and the values of the one before, and waits for the scores."""
+    found = [(1, 0, "scores 0"), (0, 1, "exp 0")]
+    for tile in range(1, 4):
+        found += [(1, 2 * tile, f"scores {tile}"), (1, 2 * tile + 1, f"values {tile - 1}"), (0, 2 * tile + 1, f"exp {tile}")]
+    return found + [(1, 8, "values 3")]
+
+
+def overlap():
+    """Two timelines below each other: what the matrix unit and the exponential unit do for one group of warps."""
+    fig, axes = plt.subplots(2, 1, figsize=(8.6, 3), sharex=True)
+    colours = {"scores": QUERY, "values": VALUE, "exp": OUTPUT}
+    for ax, (title, loop) in zip(axes, (("v3: wait for each product", in_turn()), ("scores first: wait for all but one", ahead()))):
+        for row, begin, what in loop:
+            ax.add_patch(plt.Rectangle((begin, row), 1, 0.8, facecolor=colours[what.split()[0]], edgecolor="white"))
+            ax.text(begin + 0.5, row + 0.4, what, ha="center", va="center", fontsize=8, color="white")
+        end = 1 + max(begin for _, begin, _ in loop)
+        ax.plot([end, end], [-0.1, 2], color=HBM, linewidth=1, linestyle="--")
+        ax.set(ylim=(-0.1, 2), xlim=(0, 12.1), yticks=[0.4, 1.4], yticklabels=["exponentials", "products"], xticks=[])
+        ax.set_title(title, fontsize=10, loc="left", color=INK)
         for side in ("top", "right", "bottom"):
             ax.spines[side].set_visible(False)
     axes[-1].set_xlabel("time")
