@@ -71,7 +71,7 @@ SPECIALIZED = [("fp16", 64, False), *((dtype, D, is_causal) for is_causal in (Fa
 @pytest.mark.parametrize("dtype,D,is_causal", SPECIALIZED)
 def test_specialized_compiles_without_spills(dtype, D, is_causal):
     fp8, N = dtype == "fp8", 16384
-    tiles = lesson.tiles_ws(D, N, is_causal, fp8)
+    tiles = lesson.tiles_ws(D, N, N, is_causal, fp8)
     BLOCK_N = tiles.pop("BLOCK_N")
     shapes = dict(q=(64, D), k=(BLOCK_N, D), v=(D, BLOCK_N) if fp8 else (BLOCK_N, D))
     element, o = ("fp8e4nv", "fp16") if fp8 else (dtype, dtype)

@@ -602,7 +602,7 @@ def test_older_gpus_take_plain_pointers():
 
 def specialized(q, k, v, is_causal, scale, scales=None, D=None, dtype=None, tiles=None):
     """o and lse of launch_ws, with the tiles for a long sequence."""
-    tiles = lesson.tiles_ws(max(D or q.shape[3], 64), 2048, False, scales is not None)
+    tiles = lesson.tiles_ws(max(D or q.shape[3], 64), 2048, 2048, False, scales is not None)
     return lesson.launch_ws(q, k, v, is_causal, scale, scales, D, dtype, tiles=tiles)
 
 
@@ -683,10 +683,10 @@ def test_specialized_takes_any_layout_of_descriptors(view):
 @gluon
 @CAUSAL
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
-@pytest.mark.parametrize("N_k", [2047, 2048])
+@pytest.mark.parametrize("N_q,N_k", [(2048, 2047), (2047, 2048), (2048, 2048)])
 @pytest.mark.parametrize("D", [32, 64, 128, 136])
-def test_long_sequences_are_specialized(D, N_k, precision, is_causal):
+def test_long_sequences_are_specialized(D, N_q, N_k, precision, is_causal):
     with path_taken() as path:
-        v3(*inputs(1, 1, 1, 10, N_k, D), is_causal=is_causal, precision=precision)
+        v3(*inputs(1, 1, 1, N_q, N_k, D), is_causal=is_causal, precision=precision)
     ours = D == 128 or (precision == "fp16" and (D == 136 or (D == 64 and not is_causal)))
-    assert path == ["ws" if N_k == 2048 and ours else "v3"]
+    assert path == ["ws" if N_q == N_k and ours else "v3"]
