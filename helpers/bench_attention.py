@@ -85,18 +85,18 @@ BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # o
 FP8_BOUND = 0.2 if INTERPRETED else 0.1                  # the interpreter cuts where a GPU rounds
 
 
-def rows(kernels: dict, q, k, v, part, want, work: float, **facts):
+def rows(kernels: dict, q, k, v, part, want, work: float, times=None, **facts):
     """A row for each of kernels, {name: fn(q, k, v)}: facts, error, TFLOP/s by `work` operations, and times.
 
-    part(fn(q, k, v)) is compared with want(), float64, before a time is kept.
+    part(fn(q, k, v)) is compared with want(), float64, before times(call) takes them (measure.timing if None).
     """
     dtype, where = str(q.dtype).removeprefix("torch."), ", ".join(f"{key} = {value}" for key, value in facts.items())
     for name, fn in kernels.items():
         def measure():
             bound = FP8_BOUND if "fp8" in name else BOUNDS[q.dtype]
             error = verified(name, part(fn(q, k, v)), want(), bound, where)
-            times = timing(lambda: fn(q, k, v))
-            return dict(relative_error=error, tflops=work / times["median_ms"] / 1e9, **times)
+            taken = (times or timing)(lambda: fn(q, k, v))
+            return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken)
         yield row(dict(name=name, dtype="float8_e4m3fn" if "fp8" in name else dtype, **facts), lambda: tolerant(name, measure))
 
 
