@@ -17,6 +17,19 @@ def timeline(stages):
     return copies, works
 
 
+def box(ax, x, y, width, height, colour, text, ink="white"):
+    ax.add_patch(plt.Rectangle((x, y), width, height, facecolor=colour, edgecolor="white"))
+    ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8, color=ink)
+
+
+def finish(ax, title, end, height):
+    """A title, a line where the work ends, and no frame but the left side."""
+    ax.plot([end, end], height, color=HBM, linewidth=1, linestyle="--")
+    ax.set_title(title, fontsize=10, loc="left", color=INK)
+    for side in ("top", "right", "bottom"):
+        ax.spines[side].set_visible(False)
+
+
 def pipeline():
     """Three timelines below each other: each tile's copy, and the work on it."""
     fig, axes = plt.subplots(3, 1, figsize=(8.6, 4.2), sharex=True)
@@ -24,16 +37,10 @@ def pipeline():
         copies, works = timeline(stages)
         for tile, (copy, work) in enumerate(zip(copies, works)):
             lane = 1 + tile % stages * 0.5
-            ax.add_patch(plt.Rectangle((copy, lane), COPY, 0.42, facecolor=KEY, edgecolor="white"))
-            ax.text(copy + COPY / 2, lane + 0.21, f"copy {tile}", ha="center", va="center", fontsize=8, color=INK)
-            ax.add_patch(plt.Rectangle((work, 0.2), WORK, 0.62, facecolor=VALUE, edgecolor="white"))
-            ax.text(work + WORK / 2, 0.51, f"tile {tile}", ha="center", va="center", fontsize=8, color="white")
-        end = works[-1] + WORK
-        ax.plot([end, end], [0, 2.5], color=HBM, linewidth=1, linestyle="--")
+            box(ax, copy, lane, COPY, 0.42, KEY, f"copy {tile}", INK)
+            box(ax, work, 0.2, WORK, 0.62, VALUE, f"tile {tile}")
+        finish(ax, f"num_stages = {stages}", works[-1] + WORK, (0, 2.5))
         ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), yticks=[0.51, 1.5], yticklabels=["compute", "copy"], xticks=[])
-        ax.set_title(f"num_stages = {stages}", fontsize=10, loc="left", color=INK)
-        for side in ("top", "right", "bottom"):
-            ax.spines[side].set_visible(False)
     axes[-1].set_xlabel("time")
     return fig
 
@@ -58,13 +65,8 @@ def overlap():
     colours = {"scores": QUERY, "values": VALUE, "exp": OUTPUT}
     for ax, (title, loop) in zip(axes, (("v3: wait for each product", in_turn()), ("scores first: wait for all but one", ahead()))):
         for row, begin, what in loop:
-            ax.add_patch(plt.Rectangle((begin, row), 1, 0.8, facecolor=colours[what.split()[0]], edgecolor="white"))
-            ax.text(begin + 0.5, row + 0.4, what, ha="center", va="center", fontsize=8, color="white")
-        end = 1 + max(begin for _, begin, _ in loop)
-        ax.plot([end, end], [-0.1, 2], color=HBM, linewidth=1, linestyle="--")
+            box(ax, begin, row, 1, 0.8, colours[what.split()[0]], what)
+        finish(ax, title, 1 + max(begin for _, begin, _ in loop), (-0.1, 2))
         ax.set(ylim=(-0.1, 2), xlim=(0, 12.1), yticks=[0.4, 1.4], yticklabels=["exponentials", "products"], xticks=[])
-        ax.set_title(title, fontsize=10, loc="left", color=INK)
-        for side in ("top", "right", "bottom"):
-            ax.spines[side].set_visible(False)
     axes[-1].set_xlabel("time")
     return fig

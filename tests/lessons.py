@@ -31,6 +31,17 @@ def read(lesson):
     return nbformat.read(notebook.NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
 
 
+def prose(lesson):
+    """The text of a lesson's markdown cells."""
+    return "\n".join(cell.source for cell in read(lesson).cells if cell.cell_type == "markdown")
+
+
+def span(values, digits=1):
+    """The least and the largest of values, as prose says it: "1.2 to 3.4"."""
+    values = list(values)
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
+
+
 def exercises(lesson):
     """Every `### Exercise N.M` of a lesson: the next code cell is the stub, the one after it the check."""
     found, cells = [], read(lesson).cells

@@ -10,18 +10,24 @@ lesson = notebook.load(LESSON)
 KEPT = 227 * 1024                                        # bytes of shared memory that a Hopper GPU lends a program
 
 
+def tensors(dtype, D, N, is_causal, rows, BLOCK_N, BLOCK_D):
+    """What launch_v3 and launch_ws hand over alike: descriptors with `rows` queries a tile, pointers, numbers."""
+    fp8 = dtype == "fp8"
+    element, o = ("fp8e4nv", "fp16") if fp8 else (dtype, dtype)
+    shapes = dict(q=(rows, BLOCK_D), k=(BLOCK_N, BLOCK_D), v=(BLOCK_D, BLOCK_N) if fp8 else (BLOCK_N, BLOCK_D))
+    return {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()} | {
+        f"{x}_scales": "*fp32" if fp8 else None for x in "qkv"} | dict(
+        o_ptr="*" + o, lse_ptr="*fp32", o_strides=[16 * N * D, N * D, D, 1], heads=16, group=1, N_q=N, N_k=N, scale=0.1, D=D,
+        IS_CAUSAL=is_causal, FP8=fp8)
+
+
 def request(dtype, D, N, is_causal, capability, tiles=None):
     """The arguments of cubin.compile_kernel for a call of launch_v3 with N queries and keys."""
     fp8, sizes = dtype == "fp8", dict(tiles or lesson.tiles_v3(D, N, is_causal, dtype == "fp8", capability))
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
-    element, o, BLOCK_D = ("fp8e4nv", "fp16", lesson.width(D, True)) if fp8 else (dtype, dtype, lesson.width(D, False))
-    M, N_tile = sizes["BLOCK_M"], sizes["BLOCK_N"]
-    shapes = dict(q=(M, BLOCK_D), k=(N_tile, BLOCK_D), v=(BLOCK_D, N_tile) if fp8 else (N_tile, BLOCK_D))
-    arguments = {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()}
-    arguments |= {f"{x}_scales": "*fp32" if fp8 else None for x in "qkv"}
-    arguments |= dict(o_ptr="*" + o, lse_ptr="*fp32", o_strides=[16 * N * D, N * D, D, 1], heads=16, group=1, N_q=N, N_k=N,
-                      scale=0.1, D=D, BLOCK_D=BLOCK_D, IS_CAUSAL=is_causal, EVEN=not is_causal and N % 128 == 0, FP8=fp8,
-                      DOT=element, **sizes)
+    BLOCK_D = lesson.width(D, fp8)
+    arguments = tensors(dtype, D, N, is_causal, sizes["BLOCK_M"], sizes["BLOCK_N"], BLOCK_D)
+    arguments |= dict(BLOCK_D=BLOCK_D, EVEN=not is_causal and N % 128 == 0, DOT="fp8e4nv" if fp8 else dtype, **sizes)
     return dict(lesson=LESSON, kernel="flash_attention_v3_kernel", arguments=arguments, capability=capability, **launch)
 
 
@@ -73,12 +79,7 @@ def test_specialized_compiles_without_spills(dtype, D, is_causal):
     fp8, N = dtype == "fp8", 16384
     tiles = lesson.tiles_ws(D, N, N, is_causal, fp8)
     BLOCK_N = tiles.pop("BLOCK_N")
-    shapes = dict(q=(64, D), k=(BLOCK_N, D), v=(D, BLOCK_N) if fp8 else (BLOCK_N, D))
-    element, o = ("fp8e4nv", "fp16") if fp8 else (dtype, dtype)
-    arguments = {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()}
-    arguments |= {f"{x}_scales": "*fp32" if fp8 else None for x in "qkv"}
-    arguments |= dict(o_ptr="*" + o, lse_ptr="*fp32", o_strides=[16 * N * D, N * D, D, 1], counter="*i32", heads=16, group=1,
-                      N_q=N, N_k=N, items=2048, scale=0.1, D=D, IS_CAUSAL=is_causal, FP8=fp8, **tiles)
+    arguments = tensors(dtype, D, N, is_causal, 64, BLOCK_N, D) | dict(counter="*i32", items=2048, **tiles)
     made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments)
     assert made["stack"] == 0 and made["shared"] <= KEPT
     assert {"QGMMA" if fp8 else "HGMMA", "UTMALDG", "USETMAXREG"} <= set(re.findall(r"\b[A-Z0-9]+\b", made["sass"]))

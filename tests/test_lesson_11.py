@@ -4,7 +4,7 @@ import pytest
 import lessons
 from helpers import bench
 
-PROSE = " ".join("\n".join(cell.source for cell in lessons.read("11_fp8_and_prefetch").cells if cell.cell_type == "markdown").split())
+PROSE = " ".join(lessons.prose("11_fp8_and_prefetch").split())
 CASES = [(D, is_causal) for D in (64, 128) for is_causal in (False, True)]
 LADDER = {(r["name"], r["D"], r["is_causal"]): r["tflops"] for r in bench.recorded("ladder")["rows"]}
 SPEEDS = {(r["name"], r["N"], r["D"], r["is_causal"]): r["tflops"] for r in bench.recorded("flash_attention_v3")["rows"]
@@ -24,23 +24,23 @@ def ratios(ours, peer, lengths, Ds):
     return [SPEEDS[ours, N, D, is_causal] / SPEEDS[peer, N, D, is_causal] for N in lengths for D in Ds for is_causal in (False, True)]
 
 
-def span(values):
-    return f"{min(values):.2f} to {max(values):.2f}"
+def span(*sizes):
+    return lessons.span(ratios(*sizes), 2)
 
 
 LONG = (4096, 8192, 16384)
 
 
 @pytest.mark.parametrize("words", [
-    f"v3 has {span(ratios('v3', 'SDPA flash', LONG, [128]))} times the speed of PyTorch's FlashAttention-2 for `D = 128`, and "
-    f"{span(ratios('v3', 'SDPA flash', LONG, [64]))} times for `D = 64`",
+    f"v3 has {span('v3', 'SDPA flash', LONG, [128])} times the speed of PyTorch's FlashAttention-2 for `D = 128`, and "
+    f"{span('v3', 'SDPA flash', LONG, [64])} times for `D = 64`",
     f"missed at {sum(r < 1.4 for r in ratios('v3', 'SDPA flash', LONG, [64, 128]))} of 12 points by up to 3%",
-    f"It has {span(ratios('v3', 'SDPA cudnn', LONG, [128]))} of cuDNN's speed for `D = 128` and "
-    f"{span(ratios('v3', 'SDPA cudnn', LONG, [64]))} for `D = 64`",
+    f"It has {span('v3', 'SDPA cudnn', LONG, [128])} of cuDNN's speed for `D = 128` and "
+    f"{span('v3', 'SDPA cudnn', LONG, [64])} for `D = 64`",
     f"The aim was 0.95, missed at {sum(r < 0.95 for r in ratios('v3', 'SDPA cudnn', LONG, [64, 128]))} of 12 points",
     f"without a mask v3 has {SPEEDS['v3', 512, 128, False] / SPEEDS['SDPA flash', 512, 128, False]:.2f} of FlashAttention-2's speed",
-    f"is {span(ratios('v3 fp8', 'v3', [8192, 16384], [128]))} times our float16 for `D = 128`",
-    f"at `N = 512` FP8 has {span(ratios('v3 fp8', 'v3', [512], [64, 128]))} of the speed",
+    f"is {span('v3 fp8', 'v3', [8192, 16384], [128])} times our float16 for `D = 128`",
+    f"at `N = 512` FP8 has {span('v3 fp8', 'v3', [512], [64, 128])} of the speed",
     f"ran at {SPEEDS['v3', 16384, 128, False]:.0f} here"])
 def test_prose_and_records_agree(words):
     assert words in PROSE

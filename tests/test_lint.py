@@ -22,10 +22,6 @@ def code_cells(name):
     return [cell for cell in lessons.read(name).cells if cell.cell_type == "code"]
 
 
-def prose(name):
-    return "\n".join(cell.source for cell in lessons.read(name).cells if cell.cell_type == "markdown")
-
-
 @every_lesson
 def test_is_valid(name):
     nbformat.validate(lessons.read(name))
@@ -42,7 +38,7 @@ def test_begins_with_title_and_import_cell(name):
 
 @every_lesson
 def test_ends_with_recap_and_references(name):
-    assert "\n## Recap\n" in prose(name) and "\n## References\n" in prose(name)
+    assert "\n## Recap\n" in lessons.prose(name) and "\n## References\n" in lessons.prose(name)
 
 
 @every_lesson
@@ -76,7 +72,7 @@ def test_code_cells_are_short(name):
 
 @every_lesson
 def test_figures_have_alt_text(name):
-    for image in re.findall(r"!\[([^\]]*)\]\(", prose(name)) + re.findall(r"<img(?![^>]*\balt=\"\w)[^>]*>", prose(name)):
+    for image in re.findall(r"!\[([^\]]*)\]\(", lessons.prose(name)) + re.findall(r"<img(?![^>]*\balt=\"\w)[^>]*>", lessons.prose(name)):
         assert len(image) > 20 and not image.startswith("<img")
     for cell in code_cells(name):
         for output in cell.outputs:
@@ -86,7 +82,7 @@ def test_figures_have_alt_text(name):
 
 @every_lesson
 def test_linked_figures_exist(name):
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", prose(name)):
+    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", lessons.prose(name)):
         assert (lessons.notebook.NOTEBOOKS / target).is_file(), target
 
 
