@@ -8,6 +8,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from helpers import ROOT, cuda, device                   # device before triton: it says why
@@ -16,7 +17,8 @@ import torch
 import triton
 from triton.testing import do_bench
 
-ROW_MS = 150                                             # of calls that are timed, for each row
+REST_S, WARM_MS = 0.1, 100                               # before each row: no work at all, then calls that are not timed
+ROW_MS = 150                                             # of calls that are timed
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
 
 
@@ -24,7 +26,8 @@ def timing(fn) -> dict:
     """Median and quartiles of fn's time in ms, how many calls that were, and the most bytes it held beyond what was there.
 
     Each call stands between two CUDA events, and the L2 cache is overwritten before it. fn was called before (its result
-    was checked), so nothing is compiled here; a fifth of ROW_MS more warms the clocks up.
+    was checked), so nothing is compiled here. A card at its power limit lowers its clock some 60 ms after the work began,
+    and further the hotter the kernel before was: so each kernel starts after a rest, and is timed when it has been warm.
     """
     scratch = torch.empty(2**28, dtype=torch.int8, device=device.DEVICE)     # several times any L2
     before = torch.cuda.memory_allocated()
@@ -32,7 +35,8 @@ def timing(fn) -> dict:
     once = call_times(fn, 1, scratch)[0]
     peak = torch.cuda.max_memory_allocated() - before
     calls = max(FEWEST, min(MOST, int(ROW_MS / once)))
-    call_times(fn, calls // 5, scratch)
+    time.sleep(REST_S)
+    call_times(fn, min(MOST, int(WARM_MS / once)), scratch)
     q1, median, q3 = statistics.quantiles(call_times(fn, calls, scratch), n=4, method="inclusive")
     return dict(median_ms=median, q1_ms=q1, q3_ms=q3, calls=calls, peak_bytes=peak)
 
