@@ -65,6 +65,6 @@ def _steps(v2, lesson, D, is_causal):
         if (same["BLOCK_M"] + stages * 2 * same["BLOCK_N"]) * D * 2 <= SHARED:
             steps[f"{stages} stage{'s'[:stages > 1]}"] = v3(tiles=same | dict(num_stages=stages))
     steps |= {"tiles": v3(tiles=chosen), "tiles, pointers": pointers(chosen), "tuned": v3(kernel=lesson.tuned_v3_kernel)}
-    ws = lesson.tiles_ws(D, 2048, 2048, False, False)     # for D = 64 v3 takes them without a mask only
+    ws = lesson.tiles_ws(D, TOKENS, TOKENS, is_causal, False)
     return steps | {"specialized": lambda q, k, v: lesson.launch_ws(q, k, v, is_causal, D**-0.5, tiles=ws)[0],
                     "fp8 kernel": fp8_kernel(lesson, is_causal)}

@@ -70,11 +70,8 @@ def test_compiles_for_an_older_gpu():
     assert "HMMA" in made["sass"] and "UTMALDG" not in made["sass"] and made["shared"] <= 163 * 1024
 
 
-SPECIALIZED = [("fp16", 64, False), *((dtype, D, is_causal) for is_causal in (False, True)
-                                      for dtype, D in (("fp16", 128), ("fp16", 256), ("bf16", 128), ("fp8", 128)))]
-
-
-@pytest.mark.parametrize("dtype,D,is_causal", SPECIALIZED)
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("dtype,D", [("fp16", 64), ("fp16", 128), ("fp16", 256), ("bf16", 128), ("fp8", 128)])
 def test_specialized_compiles_without_spills(dtype, D, is_causal):
     fp8, N = dtype == "fp8", 16384
     tiles = lesson.tiles_ws(D, N, N, is_causal, fp8)

@@ -683,10 +683,10 @@ def test_specialized_takes_any_layout_of_descriptors(view):
 @gluon
 @CAUSAL
 @pytest.mark.parametrize("precision", ["fp16", "fp8"])
-@pytest.mark.parametrize("N_q,N_k", [(2048, 2047), (2047, 2048), (2048, 2048)])
+@pytest.mark.parametrize("N_q,N_k", [(2048, 2047), (2047, 2048), (2048, 2048), (4096, 4095), (4096, 4096)])
 @pytest.mark.parametrize("D", [32, 64, 128, 136])
 def test_long_sequences_are_specialized(D, N_q, N_k, precision, is_causal):
     with path_taken() as path:
         v3(*inputs(1, 1, 1, N_q, N_k, D), is_causal=is_causal, precision=precision)
-    ours = D == 128 or (precision == "fp16" and (D == 136 or (D == 64 and not is_causal)))
-    assert path == ["ws" if N_q == N_k and ours else "v3"]
+    ours = D == 128 or (D > 32 and precision == "fp16")
+    assert path == ["ws" if ours and min(N_q, N_k) >= (4096 if D == 64 and is_causal else 2048) else "v3"]
