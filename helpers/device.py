@@ -4,6 +4,7 @@ Triton decides at its import, so this module comes first: `from helpers import d
 TRITON_INTERPRET=1 in the environment asks for the interpreter on a GPU machine too, to debug; TRITON_INTERPRET=0 forbids
 it, so that a machine without a GPU can compile kernels (helpers/cubin.py).
 """
+import functools
 import os
 import sys
 
@@ -39,7 +40,10 @@ def capability(x: torch.Tensor) -> int:
 
     The interpreter passes for 90: it runs what a Hopper GPU runs.
     """
-    return 10 * torch.cuda.get_device_capability(x.device)[0] if x.is_cuda else 90
+    return 10 * _major(x.device) if x.is_cuda else 90
+
+
+_major = functools.cache(lambda gpu: torch.cuda.get_device_capability(gpu)[0])           # asked at each launch
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 from hypothesis import given, settings, strategies as st
+from torch.autograd import forward_ad
 
 from helpers import device, notebook, reference
 from helpers.properties import poisoned, unwritten
@@ -584,6 +585,17 @@ def test_no_gradient_is_lost_in_fp8(which, N):
     if TUNED:
         with torch.no_grad():
             assert v3(*tensors, precision="fp8").shape == tensors[0].shape
+
+
+def test_autograd_is_asked_where_a_derivative_is_wanted():
+    tensors = inputs(1, 2, 2, 10, 10, 16)
+    with mock.patch.object(lesson.backward.TritonAttention, "apply", side_effect=RuntimeError("autograd")):
+        v3(*tensors)
+        for i in range(3):
+            with pytest.raises(RuntimeError, match="autograd"):
+                v3(*(x.clone().requires_grad_(i == j) for j, x in enumerate(tensors)))
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
+        v3(forward_ad.make_dual(tensors[0], tensors[0]), *tensors[1:])
 
 
 def test_fp8_needs_hopper():
