@@ -17,7 +17,7 @@ import torch
 import triton
 from triton.testing import do_bench
 
-REST_S, WARM_MS = 0.1, 100                               # before each row: no work at all, then calls that are not timed
+REST_S, WARM_MS = 0.05, 75                               # before each row: no work at all, then calls that are not timed
 ROW_MS = 150                                             # of calls that are timed
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
 

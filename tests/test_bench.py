@@ -216,8 +216,8 @@ def test_timing_leaves_out_warm_up_and_flush(monkeypatch):
     gpu.fn()                                             # the check before
     found = measure.timing(gpu.fn)
     assert found == dict(median_ms=4.0, q1_ms=3.0, q3_ms=5.0, calls=50, peak_bytes=24)
-    assert gpu.flushes == gpu.calls - 1 == 1 + 33 + 50   # once for how long it takes, 100 ms to warm up, then timed
-    assert rests == [(0.1, 2)]                           # before the warm-up
+    assert gpu.flushes == gpu.calls - 1 == 1 + 25 + 50   # once for how long it takes, 75 ms to warm up, then timed
+    assert rests == [(0.05, 2)]                          # before the warm-up
 
 
 @pytest.mark.parametrize("ms,calls", [(1000.0, 5), (0.001, 1000)])

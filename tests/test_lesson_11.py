@@ -31,14 +31,21 @@ def span(*sizes):
 LONG = (4096, 8192, 16384)
 
 
+def test_the_aims_are_met():
+    assert min(ratios("v3", "SDPA flash", LONG, [64, 128])) >= 1.4 and min(ratios("v3", "SDPA cudnn", LONG, [64, 128])) >= 0.95
+    assert min(ratios("v3", "SDPA flash", [512, 1024, 2048], [64, 128])) >= 1
+    assert min(ratios("v3 fp8", "v3", [8192, 16384], [128])) >= 1.2
+
+
 @pytest.mark.parametrize("words", [
     f"v3 has {span('v3', 'SDPA flash', LONG, [128])} times the speed of PyTorch's FlashAttention-2 for `D = 128`, and "
     f"{span('v3', 'SDPA flash', LONG, [64])} times for `D = 64`",
-    f"missed at {sum(r < 1.4 for r in ratios('v3', 'SDPA flash', LONG, [64, 128]))} of 12 points by up to 3%",
     f"It has {span('v3', 'SDPA cudnn', LONG, [128])} of cuDNN's speed for `D = 128` and "
     f"{span('v3', 'SDPA cudnn', LONG, [64])} for `D = 64`",
-    f"The aim was 0.95, missed at {sum(r < 0.95 for r in ratios('v3', 'SDPA cudnn', LONG, [64, 128]))} of 12 points",
-    f"without a mask v3 has {SPEEDS['v3', 512, 128, False] / SPEEDS['SDPA flash', 512, 128, False]:.2f} of FlashAttention-2's speed",
+    f"{sum(r >= 1 for r in ratios('v3', 'SDPA cudnn', LONG, [64, 128]))} of 12 points are there",
+    f"at `N = 512` to 2048 v3 has {span('v3', 'SDPA cudnn', [512, 1024, 2048], [64, 128])} of its speed, and at `N = 512` "
+    f"{span('v3', 'SDPA flash', [512], [64, 128])} times that of FlashAttention-2",
+    f"in this record it has {SPEEDS['v3', 512, 128, True] / SPEEDS['SDPA flash', 512, 128, True]:.2f}.",
     f"is {span('v3 fp8', 'v3', [8192, 16384], [128])} times our float16 for `D = 128`",
     f"at `N = 512` FP8 has {span('v3 fp8', 'v3', [512], [64, 128])} of the speed",
     f"ran at {SPEEDS['v3', 16384, 128, False]:.0f} here"])
