@@ -71,7 +71,7 @@ SUITES = {"vector_add": vector_add, "cuda_programs": cuda_programs,
           "types": bench_claims.types, "first_call": bench_claims.first_call,
           "training": bench_model.training}
 
-# How long each takes on an H200 with a slow host, for the progress line
+# About how long each takes on an H200 with a slow host, for the progress line
 SECONDS = {"vector_add": 10, "cuda_programs": 41, "softmax_and_matmul": 24, "flash_attention_v1": 35, "flash_attention_v2": 43,
            "flash_attention_v3": 122, "ladder": 62, "after_a_rest": 17, "backward": 42, "lengths_and_batches": 47,
            "table_8192": 24, "types": 18, "first_call": 31, "training": 50}
