@@ -66,18 +66,19 @@ def ratios(way: str, peer: str) -> list:
 
 def sentence() -> str:
     """How our kernels compare over all recorded sizes, lowest to highest."""
-    record = bench.recorded("flash_attention_v3")
+    records = {way: bench.recorded(record) for way, (record, _) in PASSES.items()}
+    measured = ", ".join(f"{way} on {r['date']} at commit {r['commit']} with torch {r['torch']} and triton {r['triton']}"
+                         for way, r in records.items())
     span = lambda way, peer: f"{min(ratios(way, peer)):.2f} to {max(ratios(way, peer)):.2f}"
     words = [f"{way} {span(way, 'SDPA flash')} times as fast as PyTorch's FlashAttention-2 and {span(way, 'SDPA cudnn')} times as fast "
              "as cuDNN" for way in PASSES]
     beside = [ratio for way in PASSES for ratio in ratios(way, "SDPA cudnn")]
     return textwrap.fill(
-        f"On an {record['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}, the "
+        f"On an {records['forward']['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}, the "
         f"course's kernels (forward from lesson 11, backward from lesson 10) are {words[0]}, {words[1]}. cuDNN is ahead in "
         f"{sum(ratio < 1 for ratio in beside)} of {len(beside)} cases. \"Standard\" is attention as the formula has it, with its "
         "n x n matrix; under a causal mask it computes the masked half as well. \"Efficient\" is PyTorch's memory-efficient "
-        f"attention. Measured with `make bench` on {record['date']} at commit {record['commit']}, torch {record['torch']}, "
-        f"triton {record['triton']}.",
+        f"attention. Measured with `make bench`: {measured}.",
         width=130, break_on_hyphens=False)
 
 
