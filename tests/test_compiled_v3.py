@@ -79,6 +79,6 @@ def test_specialized_compiles_without_spills(dtype, D, is_causal):
     BLOCK_N = tiles.pop("BLOCK_N")
     arguments = tensors(dtype, D, N, is_causal, 64, BLOCK_N, D) | dict(counter="*i32", items=2048, **tiles)
     made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments)
-    spilled = 8 if triton.__version__ < "3.7" and D == 64 and not is_causal else 0     # bytes, in one consumer
+    spilled = 8 if triton.__version__.startswith("3.6.") and D == 64 and not is_causal else 0     # bytes, in one consumer
     assert made["stack"] <= spilled and made["shared"] <= KEPT
     assert {"QGMMA" if fp8 else "HGMMA", "UTMALDG", "USETMAXREG"} <= set(re.findall(r"\b[A-Z0-9]+\b", made["sass"]))

@@ -565,7 +565,7 @@ def compiled():
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
 def test_compiles_without_spills(compiled, case):
     name, dtype, _, capability, DROPOUT = case
-    if triton.__version__ >= "3.7":                      # older ones spill up to 72 bytes at D = 64
+    if not triton.__version__.startswith("3.6."):        # older ones spill up to 72 bytes at D = 64
         assert compiled[case]["stack"] <= (16 if DROPOUT else 0)    # the random numbers cost registers
     assert compiled[case]["shared"] <= SHARED[capability]
     matrix_unit = re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", compiled[case]["sass"])
