@@ -2,7 +2,7 @@
 
 Each suite writes figures/<device>/<suite>.json: where, when and from which commit it was measured, the ceilings of the
 card, and a row per kernel and size with median and quartiles in ms. A result is compared with a reference before its
-time is kept. Times are CUDA events around one call, after a warm-up, with the L2 cache overwritten between calls.
+time is kept. Times are CUDA events around one call, after a rest and a warm-up, with the L2 cache overwritten between calls.
 
 A run of everything is one process, and ends after BUDGET seconds at most. Started again at the same commit, it goes on
 where it was stopped, and leaves alone what is complete; a suite that is named is always measured anew.
