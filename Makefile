@@ -39,7 +39,7 @@ clean:  ## remove .venv and everything that was built
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(VENV)/.complete: requirements.txt
-	@$(PYTHON) helpers/check_system.py
+	@$(PYTHON) helpers/preflight.py
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

@@ -7,13 +7,13 @@ time is kept. Times are CUDA events around one call, after a rest and a warm-up,
 A run of everything is one process, and ends after BUDGET seconds at most. Started again at the same commit, it goes on
 where it was stopped, and leaves alone what is complete; a suite that is named is always measured anew.
 """
-import json
 import re
 import sys
 
-from helpers import (ROOT, bench_attention, bench_backward, bench_claims, bench_ladder, bench_matrix, bench_model, bench_run,
-                     cuda, device, notebook)
-from helpers.measure import ceilings, provenance, save, timing
+from helpers import (bench_attention, bench_backward, bench_claims, bench_ladder, bench_matrix, bench_model, bench_run,
+                     cuda, device, lessons)
+from helpers.measure import ceilings, provenance, timing
+from helpers.records import load as recorded, save
 
 import torch
 
@@ -22,7 +22,7 @@ BUDGET = 570                                             # seconds of measuring:
 
 def vector_add():
     """Lesson 03's add against PyTorch's and against a copy, float32, from 2^12 to 2^28 elements."""
-    add = notebook.load("03_vector_add_triton").add
+    add = lessons.vector_add_triton.add
     for n in (2**power for power in range(12, 29, 2)):
         x, y = torch.randn(2, n, device="cuda")
         z = torch.full_like(x, float("nan"))
@@ -91,11 +91,6 @@ def _record(name, where, rows):
 def record(name: str) -> dict:
     """The record of one suite: measured now if there is a GPU, otherwise figures/h200/<name>.json."""
     return recorded(name) if device.INTERPRETED else measure(name)
-
-
-def recorded(name: str) -> dict:
-    """A measurement recorded on an H200, figures/h200/<name>.json."""
-    return json.loads((ROOT / "figures" / "h200" / f"{name}.json").read_text())
 
 
 def main(names) -> int:

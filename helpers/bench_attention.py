@@ -1,7 +1,7 @@
 """The suites of lessons 08, 09 and 11, part of helpers/bench.py: attention kernels, forward, beside PyTorch's."""
 import functools
 
-from helpers import notebook, reference
+from helpers import lessons, reference
 from helpers.bench_run import row
 from helpers.device import DEVICE, INTERPRETED
 from helpers.measure import timing, verified
@@ -21,7 +21,7 @@ FLEX_LENGTHS = [4096, 16384]                             # torch.compile takes s
 
 def flash_attention_v1():
     """Lesson 08's kernel against standard attention and PyTorch's fused ones: one head, forward, no mask."""
-    v1 = notebook.load("08_flash_attention_triton").flash_attention_v1
+    v1 = lessons.flash_attention_triton.flash_attention_v1
     one_head = lambda fn: lambda q, k, v: fn(q[None, None], k[None, None], v[None, None])[0, 0]
     kernels = {"standard": reference.torch_attention, "v1": v1}
     kernels |= {name: one_head(sdpa(backend, False)) for name, backend in BACKENDS.items()}
@@ -34,15 +34,15 @@ def flash_attention_v1():
 
 def flash_attention_v2():
     """Lesson 09's kernel against the same: 16384 tokens in all, hidden size 2048, forward, with and without a causal mask."""
-    v2 = notebook.load("09_causal_and_multihead").flash_attention_v2
+    v2 = lessons.causal_and_multihead.flash_attention_v2
     yield from _many_heads(lambda D, N, is_causal: {
         "v2": lambda q, k, v: v2(q, k, v, is_causal=is_causal), **peers(is_causal)})
 
 
 def flash_attention_v3():
     """Lesson 11's kernel, in float16 and in FP8, against v2 and PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
-    v2 = notebook.load("09_causal_and_multihead").flash_attention_v2
-    lesson = notebook.load("11_fp8_and_prefetch")
+    v2 = lessons.causal_and_multihead.flash_attention_v2
+    lesson = lessons.fp8
     v3 = lesson.flash_attention_v3
     yield from _many_heads(lambda D, N, is_causal: {
         "v2": lambda q, k, v: v2(q, k, v, is_causal=is_causal),

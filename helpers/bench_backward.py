@@ -1,7 +1,7 @@
 """The suite of lesson 10, part of helpers/bench.py: the backward pass by itself, beside PyTorch's."""
 import functools
 
-from helpers import bench_attention, notebook, reference
+from helpers import bench_attention, lessons, reference
 from helpers.bench_attention import peers, tolerant
 from helpers.bench_run import row
 from helpers.device import DEVICE
@@ -15,7 +15,7 @@ BOUND = 5e-3                                             # of the relative error
 
 def backward():
     """Lesson 10's backward pass against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
-    ours = notebook.load("10_backward").flash_attention
+    ours = lessons.backward_triton.flash_attention
     for D in (64, 128):
         for N in LENGTHS:
             B, heads = bench_attention.TOKENS // N, bench_attention.HIDDEN // D

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from helpers import ROOT, notebook, reference
+from helpers import ROOT, lessons, reference
 from helpers.bench_attention import BACKENDS, BOUNDS, peers, random_inputs, rows, sdpa, tolerant
 from helpers.bench_run import row
 from helpers.device import DEVICE
@@ -135,7 +135,7 @@ def _wait():
 
 def v1(**options):
     """Lesson 08's kernel as fn(q, k, v) for [1, heads, N, D]. It knows one head, so it is called once for each."""
-    one = notebook.load("08_flash_attention_triton").flash_attention_v1
+    one = lessons.flash_attention_triton.flash_attention_v1
     def attend(q, k, v):
         if q.shape[1] == 1:
             return one(q[0, 0], k[0, 0], v[0, 0], **options)[None, None]
@@ -145,12 +145,12 @@ def v1(**options):
 
 def v2():
     """Lesson 09's kernel."""
-    return notebook.load("09_causal_and_multihead").flash_attention_v2
+    return lessons.causal_and_multihead.flash_attention_v2
 
 
 def v3(**options):
     """Lesson 11's kernel with these options."""
-    return functools.partial(notebook.load("11_fp8_and_prefetch").flash_attention_v3, **options)
+    return functools.partial(lessons.fp8.flash_attention_v3, **options)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import statistics
 import subprocess
 import time
 
-from helpers import notebook, reference
+from helpers import lessons, reference
 from helpers.bench_attention import BACKENDS, HIDDEN, TOKENS, fp8_kernel, random_inputs, rows, sdpa
 from helpers.device import DEVICE
 from helpers.measure import call_times
@@ -16,7 +16,7 @@ SHARED = 226 * 1024                                      # bytes for tiles; barr
 
 def ladder():
     """Lesson 11's steps, one at a time: one sequence of 16384 tokens, hidden size 2048, forward."""
-    v2, lesson = notebook.load("09_causal_and_multihead"), notebook.load("11_fp8_and_prefetch")
+    v2, lesson = lessons.causal_and_multihead, lessons.fp8
     for D in (64, 128):
         q, k, v = random_inputs(1, HIDDEN // D, TOKENS, D)
         for is_causal in (False, True):
@@ -31,7 +31,7 @@ def after_a_rest():
     """Lesson 11's kernel and PyTorch's, D = 128, no mask, N = 16384: 20 calls after 1.5 s of rest, 20 after 2 s of the same."""
     q, k, v = random_inputs(1, HIDDEN // 128, TOKENS, 128)
     want = functools.cache(lambda: reference.torch_attention(*(x[-1, -1].double() for x in (q, k, v))))
-    kernels = {"v3": notebook.load("11_fp8_and_prefetch").flash_attention_v3} | {
+    kernels = {"v3": lessons.fp8.flash_attention_v3} | {
         name: sdpa(BACKENDS[name], False) for name in ("SDPA flash", "SDPA cudnn")}
     work = 4 * HIDDEN * TOKENS**2
     yield from rows(kernels, q, k, v, lambda o: o[-1, -1], want, work, times=functools.partial(_busy, work), batch=1,

@@ -1,5 +1,5 @@
 """The suite of lesson 04, part of helpers/bench.py: softmax against PyTorch's and a copy, matrix products against cuBLAS."""
-from helpers import notebook
+from helpers import lessons
 from helpers.bench_run import row
 from helpers.device import DEVICE
 from helpers.measure import timing, verified
@@ -14,7 +14,7 @@ SMALL_TILES = dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP=8)   # the tile of 
 
 def softmax_and_matmul():
     """Lesson 04's row softmax (float32, GB/s of one read and one write of the matrix) and matrix product (float16)."""
-    lesson = notebook.load("04_softmax_and_matmul_triton")
+    lesson = lessons.matmul_triton
     yield from _softmax(lesson)
     yield from _matmul(lesson)
 

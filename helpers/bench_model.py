@@ -2,7 +2,7 @@
 import statistics
 from pydoc_data import topics
 
-from helpers import notebook
+from helpers import lessons
 
 import torch
 
@@ -14,7 +14,7 @@ STEPS, WARM_UP = 40, 10
 def training():
     """Lesson 12's GPT, 6 layers of 8 heads of 64, under bfloat16 autocast, on 16384 characters a step of Python's own
     language reference: ms of a whole step (forward, backward, AdamW), the memory that training needs, and the losses."""
-    lesson = notebook.load("12_attention_in_a_model")
+    lesson = lessons.attention_in_a_model
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))        # what help() shows, 450 KB or more
     tokens, alphabet = lesson.encode(text)
     modules = {"SDPA": lesson.TorchAttention, "flash": lesson.TritonFlashAttention, "standard": lesson.StandardAttention}

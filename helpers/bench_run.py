@@ -9,7 +9,7 @@ import json
 import sys
 import time
 
-from helpers.measure import folder
+from helpers.records import folder
 
 SAME = ("device", "driver", "torch", "triton", "cuda", "cudnn", "commit")    # what must not change within a record
 _known = []                                              # rows that the interrupted run of this suite has left

@@ -1,15 +1,12 @@
 """How the course measures: times from CUDA events, and where, when and from which commit a number comes."""
 import datetime
 import functools
-import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 from helpers import ROOT, cuda, device                   # device before triton: it says why
 
@@ -79,19 +76,6 @@ def _commit():
     head = git("rev-parse", "--short=12", "HEAD")
     changed = head and git("diff", "HEAD", "--name-only", "--", ".", ":(exclude)figures/*/*.json")
     return f"{head}-dirty" if changed else head
-
-
-def folder(device_name: str) -> Path:
-    """figures/<device>/: "NVIDIA H200" becomes figures/h200."""
-    return ROOT / "figures" / re.sub(r"\W+", "_", device_name.replace("NVIDIA", "").strip().lower())
-
-
-def save(name: str, record: dict):
-    """Write figures/<device>/<name>.json, and say so."""
-    path = folder(record["device"]) / f"{name}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{len(record['rows'])} rows in {path.relative_to(ROOT)}", flush=True)
 
 
 @functools.cache

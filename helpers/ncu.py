@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 
-from helpers import ROOT, device, notebook, reference, traffic
-from helpers.measure import provenance, save
+from helpers import ROOT, device, lessons, reference, traffic
+from helpers.measure import provenance
+from helpers.records import save
 
 import torch
 
-LESSON, FUNCTION, KERNEL = "08_flash_attention_triton", "flash_attention_v1", "flash_attention_v1_kernel"
+LESSON, FUNCTION, KERNEL = "flash_attention_triton", "flash_attention_v1", "flash_attention_v1_kernel"
 D, TILES = 64, dict(BLOCK_M=64, BLOCK_N=64, BLOCK_V=64)
 LENGTHS = [1024, 2048, 4096, 8192, 16384, 262144]        # with the last, k and v alone are larger than an H200's L2
 COUNTED = 4096                                           # up to here the interpreter takes seconds
@@ -36,7 +37,7 @@ EXTRAS = [name for name in METRICS if name.startswith("asked_") or name == "l2_t
 
 def launches():
     """The process that is measured: one launch for each length, each result compared with a reference."""
-    v1 = getattr(notebook.load(LESSON), FUNCTION)
+    v1 = getattr(getattr(lessons, LESSON), FUNCTION)
     for N in LENGTHS:
         q, k, v = torch.randn(3, N, D, device="cuda").to(torch.float16)
         o = v1(q, k, v, tiles=TILES)
@@ -89,7 +90,7 @@ def measure(ncu: str) -> dict:
     counters = parse(done.stdout)
     if len(counters) != len(LENGTHS):
         raise ValueError(f"Nsight Compute saw {len(counters)} launches of {KERNEL}, expected {len(LENGTHS)}")
-    by_formula = notebook.load("07_flash_attention_numpy").bytes_outer_over_queries
+    by_formula = lessons.flash_attention_numpy.bytes_outer_over_queries
     rows = [dict(N=N, D=D, dtype="float16", formula_bytes=by_formula(N, D, TILES["BLOCK_M"]),
                  counted_bytes=_counted(N), **row) for N, row in zip(LENGTHS, counters)]
     return where | dict(

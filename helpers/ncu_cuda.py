@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 from helpers import cuda, device
-from helpers.measure import provenance, save
+from helpers.measure import provenance
+from helpers.records import save
 
 import torch
 

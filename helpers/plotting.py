@@ -105,3 +105,26 @@ def label_ends(ax, ends: dict, colours: dict, least: float = 0.06):
         x, y = to_axis(ends[name])
         ax.annotate(name, (x, y), (x + 0.04, place), xycoords="axes fraction", textcoords="axes fraction",
                     color=colours[name], va="center", annotation_clip=False)
+
+
+SECTOR = 8                                               # floats in 32 bytes
+
+
+def sectors(ax, elements, rows: int, columns: int, title: str):
+    """Draw memory as `rows` rows of `columns` floats and the elements that the 32 threads of a warp ask for at once.
+
+    elements: their 32 places, counted row by row. The sectors they lie in are shaded whole: that is what is fetched.
+    """
+    touched = sorted({e // SECTOR for e in elements})
+    for s in range(rows * columns // SECTOR):
+        row, left = divmod(s * SECTOR, columns)
+        ax.add_patch(plt.Rectangle((left + 0.08, row + 0.12), SECTOR - 0.16, 0.76, linewidth=0.5, edgecolor=HBM,
+                                   facecolor="#D5D5D5" if s in touched else "white"))
+    for e in elements:
+        row, left = divmod(e, columns)
+        ax.add_patch(plt.Rectangle((left + 0.14, row + 0.12), 0.72, 0.76, facecolor=QUERY, edgecolor="none"))
+    ax.set(xlim=(-0.2, columns + 0.2), ylim=(rows + 0.2, -0.2), xticks=[], yticks=[])
+    ax.set_title(f"{title}\n{len(touched)} sectors: {SECTOR * len(touched)} floats move, {len(elements)} were asked for",
+                 fontsize=9, color=INK)
+    for spine in ax.spines.values():
+        spine.set_visible(False)

@@ -16,7 +16,7 @@ import sys
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
-from helpers import ROOT, device, notebook
+from helpers import ROOT, device, lessons
 from helpers.interpreter_memory import watched
 
 import torch
@@ -83,7 +83,7 @@ def of(lesson: str, function: str, *shapes, dtype="float16", **options) -> Traff
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(*shape, generator=generator).to(getattr(torch, dtype)) for shape in shapes]
     with count() as moved:
-        getattr(notebook.load(lesson), function)(*inputs, **options)
+        getattr(getattr(lessons, lesson), function)(*inputs, **options)
     return moved
 
 

@@ -7,10 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from helpers import bench_model, device, notebook
-from helpers.check_model import summing
+from helpers import bench_model, device, lessons
+from helpers.check.model import summing
 
-lesson = notebook.load("12_attention_in_a_model")
+lesson = lessons.attention_in_a_model
 MODULES = [lesson.StandardAttention, lesson.TritonFlashAttention, lesson.TorchAttention]
 every = pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 flash = lesson.TritonFlashAttention

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import check, device, notebook, reference
-from helpers.properties import difference, guarded, outside, poisoned, unwritten
+from helpers import check, device, lessons, reference
+from helpers.check.core import difference, guarded, outside, poisoned, unwritten
 
 
 # ---------------------------------------------------------------- wrong versions, one for each property
@@ -253,7 +253,7 @@ def test_guards_notice_stray_writes(dtype):
 
 @pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU masked lanes are undefined in earnest")
 def test_masked_lanes_without_other_are_undefined_in_a_check():
-    lesson = notebook.load("03_vector_add_triton")
+    lesson = lessons.vector_add_triton
     with poisoned():
         x = torch.ones(5)
         assert torch.equal(lesson.add(x, x, BLOCK=8), 2 * x)         # lanes that are never stored do no harm

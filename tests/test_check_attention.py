@@ -2,10 +2,10 @@
 import numpy as np
 import pytest
 
-import lessons
+import books
 from helpers import device
 
-EXERCISES = {e.number: e for name in lessons.NAMES if name[:2] in ("07", "08", "09") for e in lessons.exercises(name)}
+EXERCISES = {e.number: e for name in books.NAMES if name[:2] in ("07", "08", "09") for e in books.exercises(name)}
 OWN, LENGTH, LOW = ("each row has a maximum of its own", "a length that is no multiple of the block",
                     "a later key weighs nothing, however low the scores")
 OUT_OF_WINDOW = "a key outside of the window weighs nothing, however low the scores"
@@ -24,7 +24,7 @@ def planted(number, changes):
         assert source.count(old) == 1, (old, source)
         source = source.replace(old, new)
     with np.errstate(all="ignore"):
-        printed = lessons.attempt(EXERCISES[number], source)
+        printed = books.attempt(EXERCISES[number], source)
     assert "  ok  " in printed
     return [line[8:].split(": ")[0] for line in printed.splitlines() if line.startswith("  FAIL")]
 

@@ -3,8 +3,8 @@ import statistics
 
 import pytest
 
-from helpers import check_bench
-from helpers.toy_gpu import ToyGPU
+from helpers.check import timing as check_bench
+from helpers.check.timing import ToyGPU
 from reports import failed, report
 
 

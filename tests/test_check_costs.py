@@ -5,15 +5,15 @@ import sys
 import numpy as np
 import pytest
 
-from helpers import ROOT, check, notebook, reference
-from helpers.costs import GPUS
+from helpers import ROOT, check, lessons, reference
+from helpers.gpus import GPUS
 from reports import failed, report, stub
 
 sys.path.insert(0, str(ROOT / "figures"))
 import draw_memory  # noqa: E402
 import draw_tiles  # noqa: E402
 
-lesson = notebook.load("05_attention_and_memory")
+lesson = lessons.attention_and_memory
 
 
 # ---------------------------------------------------------------- right versions, and a wrong one for each property

@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from helpers import check_cuda, cuda, properties_cuda
+from helpers import cuda
+from helpers.check import cuda as check_cuda, cuda_core
 
 HEAD = 'static const int variant = atoi(getenv("VARIANT"));\n'          # one program holds a right kernel and all wrong ones
 BIG = "__shared__ float big[20000]; big[0] = 1.0f;"
@@ -212,7 +213,7 @@ def test_checks_say_what_they_take():
 
 
 def test_an_endless_loop_is_stopped_once(monkeypatch, capsys):
-    monkeypatch.setattr(properties_cuda, "PATIENCE_S", 1)
+    monkeypatch.setattr(cuda_core, "PATIENCE_S", 1)
     check_cuda.stride_add("""
 __global__ void stride_add(const float* a, const float* b, float* c, int n) {
     for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < n;) c[i] = a[i] + b[i];

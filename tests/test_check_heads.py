@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from helpers import check, reference
-from helpers.check_heads import _windowed
-from helpers.properties import guarded
+from helpers.check.heads import _windowed
+from helpers.check.core import guarded
 from reports import failed, report, stub
 
 

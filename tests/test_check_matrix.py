@@ -2,13 +2,13 @@
 import pytest
 import torch
 
-from helpers import check, device, notebook  # (before triton: helpers.device says why)
-from helpers.properties import guarded
+from helpers import check, device, lessons  # (before triton: helpers.device says why)
+from helpers.check.core import guarded
 
 import triton
 import triton.language as tl
 
-load_row = notebook.load("04_softmax_and_matmul_triton").load_row
+load_row = lessons.matmul_triton.load_row
 
 
 def beyond_the_end(z):

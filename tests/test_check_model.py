@@ -2,11 +2,11 @@
 import pytest
 import torch
 
-from helpers import check, notebook, reference
+from helpers import check, lessons, reference
 from helpers.device import DEVICE
 from reports import failed, report, stub
 
-lesson = notebook.load("12_attention_in_a_model")
+lesson = lessons.attention_in_a_model
 flash = lesson.TritonFlashAttention
 
 

@@ -4,10 +4,10 @@ import re
 import pytest
 import triton
 
-from helpers import cubin, notebook
+from helpers import compiled, lessons
 
-LESSON = "11_fp8_and_prefetch"
-lesson = notebook.load(LESSON)
+LESSON = "fp8"
+lesson = getattr(lessons, LESSON)
 KEPT = 227 * 1024                                        # bytes of shared memory that a Hopper GPU lends a program
 
 
@@ -23,7 +23,7 @@ def tensors(dtype, D, N, is_causal, rows, BLOCK_N, BLOCK_D):
 
 
 def request(dtype, D, N, is_causal, capability, tiles=None):
-    """The arguments of cubin.compile_kernel for a call of launch_v3 with N queries and keys."""
+    """The arguments of compiled.compile_kernel for a call of launch_v3 with N queries and keys."""
     fp8, sizes = dtype == "fp8", dict(tiles or lesson.tiles_v3(D, N, is_causal, dtype == "fp8", capability))
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     BLOCK_D = lesson.width(D, fp8)
@@ -53,7 +53,7 @@ CASES = cases()
 
 @pytest.fixture(scope="module")
 def compiled():
-    return dict(zip(CASES, cubin.compile_kernels([request(*case) for case in CASES]), strict=True))
+    return dict(zip(CASES, compiled.compile_kernels([request(*case) for case in CASES]), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -67,7 +67,7 @@ def test_compiles_without_spills(compiled, case):
 
 def test_compiles_for_an_older_gpu():
     tiles = dict(BLOCK_M=64, BLOCK_N=64, num_warps=4, num_stages=2)
-    made = cubin.compile_kernel(**request("fp16", 64, 4096, True, 80, tiles))
+    made = compiled.compile_kernel(**request("fp16", 64, 4096, True, 80, tiles))
     assert "HMMA" in made["sass"] and "UTMALDG" not in made["sass"] and made["shared"] <= 163 * 1024
 
 
@@ -78,7 +78,7 @@ def test_specialized_compiles_without_spills(dtype, D, is_causal):
     tiles = lesson.tiles_ws(D, N, N, is_causal, fp8)
     BLOCK_N = tiles.pop("BLOCK_N")
     arguments = tensors(dtype, D, N, is_causal, 64, BLOCK_N, D) | dict(counter="*i32", items=2048, **tiles)
-    made = cubin.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments)
+    made = compiled.compile_kernel(LESSON, "flash_attention_ws_kernel", arguments)
     spilled = 8 if triton.__version__.startswith("3.6.") and D == 64 and not is_causal else 0     # bytes, in one consumer
     assert made["stack"] <= spilled and made["shared"] <= KEPT
     assert {"QGMMA" if fp8 else "HGMMA", "UTMALDG", "USETMAXREG"} <= set(re.findall(r"\b[A-Z0-9]+\b", made["sass"]))

@@ -1,9 +1,9 @@
-"""helpers/cubin.py: descriptors and None as arguments."""
+"""helpers/compiled.py: descriptors and None as arguments."""
 from functools import cache
 
 import pytest
 
-from helpers import cubin
+from helpers import compiled
 
 ARGUMENTS = dict(
     {f"{x}_desc": "tensordesc<fp16[1, 1, 64, 128]>" for x in "qkv"}, o_ptr="*fp16", lse_ptr="*fp32", q_scales=None,
@@ -13,7 +13,7 @@ ARGUMENTS = dict(
 
 @cache
 def compiled(**changes):
-    return cubin.compile_kernel("11_fp8_and_prefetch", "flash_attention_v3_kernel", ARGUMENTS | changes, num_stages=2)
+    return compiled.compile_kernel("fp8", "flash_attention_v3_kernel", ARGUMENTS | changes, num_stages=2)
 
 
 def test_none_is_a_constant_and_a_descriptor_a_parameter():

@@ -9,10 +9,10 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings, strategies as st
 
-from helpers import cubin, device, notebook, reference
-from helpers.properties import poisoned, unwritten
+from helpers import compiled, device, lessons, reference
+from helpers.check.core import poisoned, unwritten
 
-lesson = notebook.load("10_backward")
+lesson = lessons.backward_triton
 flash, dropout_mask = lesson.flash_attention, lesson.dropout_mask
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}        # as a share of the largest element
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -553,13 +553,13 @@ def request(name, dtype, D, capability, DROPOUT):
         rest = {f"{x}_strides": strides for x in ["q", "k", "v", "do", outputs[0]]}
         rest |= dict(heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, dropout=[0.0, 16], D=D, IS_CAUSAL=True,
                      DROPOUT=DROPOUT, DOT=dtype)
-    return dict(lesson="10_backward", kernel=f"flash_attention_{name}_kernel", arguments={**pointers, **rest, **tiles},
+    return dict(lesson="backward_triton", kernel=f"flash_attention_{name}_kernel", arguments={**pointers, **rest, **tiles},
                 capability=capability, **launch)
 
 
 @pytest.fixture(scope="module")
 def compiled():
-    return dict(zip(CASES, cubin.compile_kernels([request(*case) for case in CASES]), strict=True))
+    return dict(zip(CASES, compiled.compile_kernels([request(*case) for case in CASES]), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(map(str, case)))
@@ -575,4 +575,4 @@ def test_compiles_without_spills(compiled, case):
 def test_compiles_with_features_that_are_not_side_by_side():
     made = request("dkdv", "fp16", 64, 90, False)
     made["arguments"] |= {f"{name}_strides": [16 * 4096 * 64, 4096 * 64, 1, 4096] for name in ("q", "k", "v", "do")}
-    assert cubin.compile_kernel(**made)["registers"] > 0
+    assert compiled.compile_kernel(**made)["registers"] > 0

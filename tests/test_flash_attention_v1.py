@@ -6,9 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import cubin, device, notebook, reference
+from helpers import compiled, device, lessons, reference
 
-lesson = notebook.load("08_flash_attention_triton")
+lesson = lessons.flash_attention_triton
 v1 = lesson.flash_attention_v1
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -50,7 +50,7 @@ def test_any_shape_scale_and_tile(N, D, scale, BLOCK_M, BLOCK_N, BLOCK_V, seed):
 
 
 def test_every_element_is_written():
-    from helpers.properties import poisoned, unwritten
+    from helpers.check.core import poisoned, unwritten
     with poisoned():
         assert not unwritten(v1(*inputs(113, 40)))
 
@@ -153,13 +153,13 @@ def test_compiles_every_type(capability, dtype, D):
 
 def test_a_kernel_that_does_not_compile_says_so():
     with pytest.raises(RuntimeError, match="add_kernel did not compile for sm_80"):
-        cubin.compile_kernel("03_vector_add_triton", "add_kernel", dict(x_ptr="*fp32", y_ptr="*fp32", z_ptr="*fp32", n=5,
+        compiled.compile_kernel("vector_add_triton", "add_kernel", dict(x_ptr="*fp32", y_ptr="*fp32", z_ptr="*fp32", n=5,
                                                                         BLOCK=1000), capability=80)
 
 
 def compiled(dtype, D, capability):
     pointer, sizes = "*" + dtype, lesson.tile_sizes(D, {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[dtype])
     strides = {f"stride_{name}{axis}": D if axis == "n" else 1 for name in "qkvo" for axis in "nd"}
-    return cubin.compile_kernel("08_flash_attention_triton", "flash_attention_v1_kernel", dict(
+    return compiled.compile_kernel("flash_attention_triton", "flash_attention_v1_kernel", dict(
         q_ptr=pointer, k_ptr=pointer, v_ptr=pointer, o_ptr=pointer, N=4096, D=D, scale=D**-0.5, **strides, **sizes,
         DOT=dtype), capability, num_warps=4, num_stages=2)

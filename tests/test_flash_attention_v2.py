@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import cubin, device, notebook, reference
-from helpers.properties import poisoned, unwritten
+from helpers import compiled, device, lessons, reference
+from helpers.check.core import poisoned, unwritten
 
-lesson = notebook.load("09_causal_and_multihead")
+lesson = lessons.causal_and_multihead
 v2 = lesson.flash_attention_v2
 BOUNDS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
 DTYPES = pytest.mark.parametrize("dtype", BOUNDS, ids=str)
@@ -168,7 +168,7 @@ def test_compiles_without_spills(capability, dtype, D):
     launch = {name: sizes.pop(name) for name in ("num_warps", "num_stages")}
     pointers = {f"{name}_ptr": "*" + dtype for name in "qkvo"} | dict(lse_ptr="*fp32")
     strides = {f"{name}_strides": [16 * 4096 * D, 4096 * D, D, 1] for name in "qkvo"}
-    made = cubin.compile_kernel("09_causal_and_multihead", "flash_attention_v2_kernel", dict(
+    made = compiled.compile_kernel("causal_and_multihead", "flash_attention_v2_kernel", dict(
         **pointers, **strides, heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, dropout=[0.0, 0], D=D, IS_CAUSAL=True, DROPOUT=False, DOT=dtype, **sizes),
         capability, **launch)
     assert made["stack"] == 0 and made["shared"] <= 99 * 1024

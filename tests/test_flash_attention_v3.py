@@ -10,10 +10,10 @@ import triton.language as tl
 from hypothesis import given, settings, strategies as st
 from torch.autograd import forward_ad
 
-from helpers import device, notebook, reference
-from helpers.properties import poisoned, unwritten
+from helpers import device, lessons, reference
+from helpers.check.core import poisoned, unwritten
 
-lesson = notebook.load("11_fp8_and_prefetch")
+lesson = lessons.fp8
 v3 = lesson.flash_attention_v3
 HALF = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 DTYPES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
@@ -258,7 +258,7 @@ def test_what_a_tuner_tries_fits():
 
 @contextmanager
 def nan_in_new_memory():
-    """helpers.properties.poisoned is for float32; here torch.empty gives NaN in every floating-point type."""
+    """helpers.check.core.poisoned is for float32; here torch.empty gives NaN in every floating-point type."""
     empty = torch.empty
 
     def filled(*size, **options):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import bench, bench_matrix, cubin, device, notebook
-from helpers.properties import poisoned, unwritten
+from helpers import bench, bench_matrix, compiled, device, lessons
+from helpers.check.core import poisoned, unwritten
 
-LESSON = "04_softmax_and_matmul_triton"
-lesson = notebook.load(LESSON)
+LESSON = "matmul_triton"
+lesson = getattr(lessons, LESSON)
 softmax, matmul = lesson.softmax, lesson.matmul
 SOFTMAX_BOUNDS = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 4e-3}    # bfloat16: the interpreter cuts
 MATMUL_BOUNDS = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}    # relative
@@ -180,13 +180,13 @@ def test_refuses_in_a_sentence(call, error_type, message):
 
 def compiled_softmax(kernel, BLOCK, capability, pointer="*fp32"):
     N = BLOCK if kernel == "softmax_kernel" else 4 * BLOCK
-    return cubin.compile_kernel(LESSON, kernel, dict(x_ptr=pointer, z_ptr=pointer, N=N, stride_xr=N, stride_xc=1, stride_zr=N,
+    return compiled.compile_kernel(LESSON, kernel, dict(x_ptr=pointer, z_ptr=pointer, N=N, stride_xr=N, stride_xc=1, stride_zr=N,
                                 stride_zc=1, BLOCK=BLOCK), capability, num_warps=min(max(BLOCK // 512, 1), 16))
 
 
 def compiled_matmul(dtype, capability, sizes, num_warps, num_stages=3, n=4096):
     strides = {f"stride_{name}": n if name in ("am", "bk", "cm") else 1 for name in ("am", "ak", "bk", "bn", "cm", "cn")}
-    return cubin.compile_kernel(LESSON, "matmul_kernel", dict(
+    return compiled.compile_kernel(LESSON, "matmul_kernel", dict(
         {f"{name}_ptr": "*" + dtype for name in "abc"}, M=n, N=n, K=n, **strides, **sizes, DOT=dtype),
         capability, num_warps, num_stages)
 
@@ -217,7 +217,7 @@ def test_matmul_in_float32_keeps_full_precision(capability):
 
 
 # read from the source, because the interpreter is offered one of them only
-CHOICES = re.findall(r"tile\((\d+), (\d+), (\d+), (\d), (\d)\)", notebook.exported_source(LESSON))
+CHOICES = re.findall(r"tile\((\d+), (\d+), (\d+), (\d), (\d)\)", lessons.source(LESSON))
 
 
 @pytest.mark.parametrize("choice", CHOICES, ids="x".join)

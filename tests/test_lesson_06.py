@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from helpers import notebook, reference
+from helpers import lessons, reference
 
-lesson = notebook.load("06_online_softmax")
-flash = notebook.load("07_flash_attention_numpy")
+lesson = lessons.online_softmax
+flash = lessons.flash_attention_numpy
 LOWEST = np.finfo(np.float32).min
 many = settings(max_examples=150, deadline=None)
 

@@ -1,10 +1,10 @@
 """What lesson 11 says of its measurements is what was recorded."""
 import pytest
 
-import lessons
+import books
 from helpers import bench
 
-PROSE = " ".join(lessons.prose("11_fp8_and_prefetch").split())
+PROSE = " ".join(books.prose("fp8").split())
 CASES = [(D, is_causal) for D in (64, 128) for is_causal in (False, True)]
 LADDER = {(r["name"], r["D"], r["is_causal"]): r["tflops"] for r in bench.recorded("ladder")["rows"]}
 SPEEDS = {(r["name"], r["N"], r["D"], r["is_causal"]): r["tflops"] for r in bench.recorded("flash_attention_v3")["rows"]
@@ -25,7 +25,7 @@ def ratios(ours, peer, lengths, Ds):
 
 
 def span(*sizes):
-    return lessons.span(ratios(*sizes), 2)
+    return books.span(ratios(*sizes), 2)
 
 
 LONG = (4096, 8192, 16384)

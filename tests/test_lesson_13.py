@@ -5,8 +5,8 @@ import re
 import pytest
 import torch
 
-import lessons
-from helpers import bench, bench_attention, device, notebook
+import books
+from helpers import bench, bench_attention, device, lessons
 
 CONFIG = dict(seq_len=160, d_model=128, num_heads=2, head_dim=64)
 NAMES = ["standard", "v1", "v2", "v3", "v3 fp8", "SDPA flash", "SDPA cudnn", "SDPA efficient"]
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the not
 
 @pytest.fixture
 def lesson():
-    return notebook.load("13_benchmarks")
+    return lessons.claims
 
 
 def printed(lesson, capsys, **change):
@@ -81,7 +81,7 @@ def test_memory_that_runs_out_and_wrong_results_on_a_gpu(lesson, capsys, gpu, mo
 
 ROWS = {name: bench.recorded(name)["rows"] for name in ("lengths_and_batches", "table_8192", "types", "flash_attention_v3",
                                                         "backward", "first_call")}
-PROSE = " ".join(lessons.prose("13_benchmarks").split())
+PROSE = " ".join(books.prose("claims").split())
 
 
 def found(record, value, *keys):
@@ -123,12 +123,12 @@ def of_roof(name):
 LONG = [1024 * 2**i for i in range(6)]
 SAYS = [f"{1e3 * min(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 512)):.0f} to "
         f"{1e3 * max(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 512)):.0f} us, scattered",
-        f"it is {lessons.span(ahead('v3', LONG))} times as fast as standard attention",
-        f"From 2048 tokens on v3 is at {lessons.span(ahead('v3', [2048, 4096, 8192]))}",
-        f"v3's time grows {lessons.span(grown('v3', 8192))} times, that of standard attention, whose rate rises, {lessons.span(grown('standard', 8192))} times",
-        f"true of v2 ({lessons.span(ahead('v2', [512]))})",
-        f"v3 {lessons.span(ahead('v3', [128, 256, 512]))}, v2 up to {max(ahead('v2', [128, 256, 512])):.1f}",
-        f"from 1024 to 4096 | {lessons.span(ahead('v3', [1024, 2048, 4096]))} |", f"above 4096 | {lessons.span(ahead('v3', [8192, 16384, 32768]))} |",
+        f"it is {books.span(ahead('v3', LONG))} times as fast as standard attention",
+        f"From 2048 tokens on v3 is at {books.span(ahead('v3', [2048, 4096, 8192]))}",
+        f"v3's time grows {books.span(grown('v3', 8192))} times, that of standard attention, whose rate rises, {books.span(grown('standard', 8192))} times",
+        f"true of v2 ({books.span(ahead('v2', [512]))})",
+        f"v3 {books.span(ahead('v3', [128, 256, 512]))}, v2 up to {max(ahead('v2', [128, 256, 512])):.1f}",
+        f"from 1024 to 4096 | {books.span(ahead('v3', [1024, 2048, 4096]))} |", f"above 4096 | {books.span(ahead('v3', [8192, 16384, 32768]))} |",
         f"Our times are {min(E_SAYS[n] / ms for (n, _), ms in TIMES.items() if n in E_SAYS):.0f} to "
         f"{round(max(E_SAYS[n] / ms for (n, _), ms in TIMES.items() if n in E_SAYS), -1):.0f} times shorter",
         f"({TIMES['v1', 1]:.2f} against {TIMES['v1, 1-D grid', 1]:.2f} ms)", f"with {PEAK['standard', 8] / 1e9:.1f} GB for 8 heads",
@@ -144,13 +144,13 @@ SAYS = [f"{1e3 * min(MS['v3', B, N] for B in (1, 2, 4, 8) for N in (128, 256, 51
         f"of {KINDS['relative_error']['v3 fp8', 'float8_e4m3fn', 8192]:.0%}",
         "the kernel alone does {:.0f} TFLOP/s there, with quantization it is {:.0f}".format(
             *(found("flash_attention_v3", "tflops", "name", "N", "D", "is_causal")[name, 512, 128, False] for name in ("v3 fp8 kernel", "v3 fp8"))),
-        f"v3 reaches {lessons.span(of_roof('v3'), 0)}% of a matrix product, cuDNN {lessons.span(of_roof('SDPA cudnn'), 0)}%",
-        f"v3 is {lessons.span(beside('flash_attention_v3', 'v3', 'SDPA flash', True), 2)} times as fast as PyTorch's FlashAttention-2, and has "
-        f"{lessons.span(beside('flash_attention_v3', 'v3', 'SDPA cudnn', True), 2)} of cuDNN's speed",
-        f"ours is {lessons.span(beside('backward', 'ours', 'SDPA flash', True), 2)} times as fast as FlashAttention-2, and far behind cuDNN: "
-        f"{lessons.span(beside('backward', 'ours', 'SDPA cudnn', True), 2)}",
-        f"{lessons.span(beside('flash_attention_v3', 'v3', 'SDPA flash'), 2)} and {lessons.span(beside('flash_attention_v3', 'v3', 'SDPA cudnn'), 2)} forward, "
-        f"{lessons.span(beside('backward', 'ours', 'SDPA flash'), 2)} and {lessons.span(beside('backward', 'ours', 'SDPA cudnn'), 2)} backward",
+        f"v3 reaches {books.span(of_roof('v3'), 0)}% of a matrix product, cuDNN {books.span(of_roof('SDPA cudnn'), 0)}%",
+        f"v3 is {books.span(beside('flash_attention_v3', 'v3', 'SDPA flash', True), 2)} times as fast as PyTorch's FlashAttention-2, and has "
+        f"{books.span(beside('flash_attention_v3', 'v3', 'SDPA cudnn', True), 2)} of cuDNN's speed",
+        f"ours is {books.span(beside('backward', 'ours', 'SDPA flash', True), 2)} times as fast as FlashAttention-2, and far behind cuDNN: "
+        f"{books.span(beside('backward', 'ours', 'SDPA cudnn', True), 2)}",
+        f"{books.span(beside('flash_attention_v3', 'v3', 'SDPA flash'), 2)} and {books.span(beside('flash_attention_v3', 'v3', 'SDPA cudnn'), 2)} forward, "
+        f"{books.span(beside('backward', 'ours', 'SDPA flash'), 2)} and {books.span(beside('backward', 'ours', 'SDPA cudnn'), 2)} backward",
         "fastest in {} of these {} cases".format(*(lambda all: (sum(r < 1 for r in all), len(all)))(
             beside("flash_attention_v3", "v3", "SDPA cudnn") + beside("backward", "ours", "SDPA cudnn"))),
         f"takes {FIRST['v2', 'empty'] / 1e3:.2f} s the first time",

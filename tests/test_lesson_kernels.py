@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import device, notebook, reference
+from helpers import device, lessons, reference
 
-add = notebook.load("03_vector_add_triton").add
-flash = notebook.load("07_flash_attention_numpy").flash_attention_numpy
+add = lessons.vector_add_triton.add
+flash = lessons.flash_attention_numpy.flash_attention_numpy
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1023, 1024, 1025, 100_000])

@@ -5,31 +5,31 @@ import re
 import nbformat
 import pytest
 
-import lessons
+import books
 
 IMPORT_CELL = '''import sys
 sys.path.insert(0, "..")                  # the course's folder, which holds helpers/
-from helpers import check, cubin, device, notebook, plotting, reference
+from helpers import check, compiled, device, lessons, plotting, reference
 import matplotlib.pyplot as plt, numpy as np, torch
 print(device.describe())'''
 TAGS = {"nbval-ignore-output", "raises-exception"}
 BUDGET = 3                                               # cells of a lesson that nbval may leave uncompared
 
-every_lesson = pytest.mark.parametrize("name", lessons.NAMES)
+every_lesson = pytest.mark.parametrize("name", books.NAMES)
 
 
 def code_cells(name):
-    return [cell for cell in lessons.read(name).cells if cell.cell_type == "code"]
+    return [cell for cell in books.read(name).cells if cell.cell_type == "code"]
 
 
 @every_lesson
 def test_is_valid(name):
-    nbformat.validate(lessons.read(name))
+    nbformat.validate(books.read(name))
 
 
 @every_lesson
 def test_begins_with_title_and_import_cell(name):
-    cells = lessons.read(name).cells
+    cells = books.read(name).cells
     assert re.match(rf"# {name[:2]} · \S", cells[0].source)
     for part in ("**You will**", "**Needs**", "**Time**"):
         assert part in cells[0].source
@@ -38,7 +38,7 @@ def test_begins_with_title_and_import_cell(name):
 
 @every_lesson
 def test_ends_with_recap_and_references(name):
-    assert "\n## Recap\n" in lessons.prose(name) and "\n## References\n" in lessons.prose(name)
+    assert "\n## Recap\n" in books.prose(name) and "\n## References\n" in books.prose(name)
 
 
 @every_lesson
@@ -72,7 +72,7 @@ def test_code_cells_are_short(name):
 
 @every_lesson
 def test_figures_have_alt_text(name):
-    for image in re.findall(r"!\[([^\]]*)\]\(", lessons.prose(name)) + re.findall(r"<img(?![^>]*\balt=\"\w)[^>]*>", lessons.prose(name)):
+    for image in re.findall(r"!\[([^\]]*)\]\(", books.prose(name)) + re.findall(r"<img(?![^>]*\balt=\"\w)[^>]*>", books.prose(name)):
         assert len(image) > 20 and not image.startswith("<img")
     for cell in code_cells(name):
         for output in cell.outputs:
@@ -82,8 +82,8 @@ def test_figures_have_alt_text(name):
 
 @every_lesson
 def test_linked_figures_exist(name):
-    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", lessons.prose(name)):
-        assert (lessons.notebook.NOTEBOOKS / target).is_file(), target
+    for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", books.prose(name)):
+        assert (books.NOTEBOOKS / target).is_file(), target
 
 
 @every_lesson
@@ -95,11 +95,11 @@ def test_few_cells_are_left_uncompared(name):
 
 @every_lesson
 def test_no_placeholder_is_left(name):
-    assert not re.search(r"PLACEHOLDER|TODO|FIXME", "\n".join(cell.source for cell in lessons.read(name).cells))
+    assert not re.search(r"PLACEHOLDER|TODO|FIXME", "\n".join(cell.source for cell in books.read(name).cells))
 
 
 @every_lesson
 def test_metadata_names_no_machine(name):
-    text = (lessons.notebook.NOTEBOOKS / f"{name}.ipynb").read_text()
+    text = (books.NOTEBOOKS / f"{name}.ipynb").read_text()
     assert not re.search(r"/home/|/root/|/tmp/|site-packages", text)
     assert set(json.loads(text)["metadata"]) == {"kernelspec", "language_info"}

@@ -13,10 +13,10 @@ from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from helpers import ROOT, device, ncu, notebook, reference, traffic
+from helpers import ROOT, device, ncu, lessons, reference, traffic
 
 interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="kernels run on the GPU, and the interpreter is counted")
-FLASH = ("08_flash_attention_triton", "flash_attention_v1")
+FLASH = ("flash_attention_triton", "flash_attention_v1")
 
 
 def rows(moved):
@@ -151,7 +151,7 @@ def test_pointers_from_memory_and_pointers_that_differ_by_lane():
 @interpreted
 def test_kernels_are_told_apart_and_counts_nest():
     x = torch.ones(64)
-    add = notebook.load("03_vector_add_triton").add
+    add = lessons.vector_add_triton.add
     with traffic.count() as outer:
         add(x, x)
         with traffic.count() as inner:
@@ -209,7 +209,7 @@ def test_refuses_when_kernels_run_on_the_gpu(monkeypatch):
 
 # ---------------------------------------------------------------- lesson 07
 
-lesson = notebook.load("07_flash_attention_numpy")
+lesson = lessons.flash_attention_numpy
 
 
 @settings(max_examples=30, deadline=None)

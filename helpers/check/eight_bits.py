@@ -4,7 +4,7 @@ import math
 import torch
 
 from helpers.device import DEVICE
-from helpers.properties import properties
+from helpers.check.core import properties
 
 
 # ---------------------------------------------------------------- shared memory

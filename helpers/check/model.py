@@ -3,7 +3,7 @@ import torch
 
 from helpers import reference
 from helpers.device import DEVICE
-from helpers.properties import difference, properties
+from helpers.check.core import difference, properties
 
 
 def attention_layer(fn):

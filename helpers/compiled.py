@@ -33,7 +33,7 @@ def compile_kernels(requests: list) -> list:
     """
     # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
     env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "helpers.cubin"], input=json.dumps(requests), text=True,
+    done = subprocess.run([sys.executable, "-m", "helpers.compiled"], input=json.dumps(requests), text=True,
                           capture_output=True, env=env, cwd=ROOT)
     made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
@@ -44,14 +44,14 @@ def compile_kernels(requests: list) -> list:
 
 def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
     """The work of `compile_kernel`, in a process where the interpreter is off."""
-    from helpers import notebook
+    from helpers import lessons
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    fn = getattr(notebook.load(lesson), kernel)
+    fn = getattr(getattr(lessons, lesson), kernel)
     types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
     constants, attributes = {}, {}
 

@@ -1,23 +1,9 @@
-"""Checks for the exercises: one function per operation, each a list of named properties.
-
-A check calls your function on inputs of its own, prints a line per property, and says what differed and where. It never
-raises: a stub reads "not attempted yet", an exception is a failed property. Memory from `empty` and `empty_like` is
-filled with NaN meanwhile, so that an output element nobody wrote is seen. Each property has inputs on which one kind of
-mistake shows, and only that one.
-"""
+"""The checks of vectors and of grids: lessons that add, turn and sum them, in Triton."""
 import torch
 
-from helpers.check_attention import attention  # noqa: F401  (a check like the others, long enough for its own module)
-from helpers.check_backward import attention_dbias, blocked_dkdv, grouped_dkdv, softmax_backward  # noqa: F401
-from helpers.check_bench import median_time, share, tflops  # noqa: F401
-from helpers.check_costs import bottlenecks, causal_tiles, longest, matmul_intensity  # noqa: F401
-from helpers.check_heads import attention_heads, loop_bounds, window_attention  # noqa: F401
-from helpers.check_matrix import linear, log_softmax, matmul, softmax  # noqa: F401
-from helpers.check_model import attention_dropout, attention_layer, decoding  # noqa: F401
-from helpers.check_precision import quantize, shared_bytes, stages_that_fit  # noqa: F401
-from helpers.check_softmax import combine, merge, online_softmax, safe_softmax  # noqa: F401
+from helpers.check.core import difference, guarded, outside, properties, unwritten
 from helpers.device import DEVICE
-from helpers.properties import difference, guarded, outside, properties, unwritten
+
 
 def _vectors(arguments, expected):
     """The properties of an operation on vectors: arguments(n) makes the inputs, expected(*inputs) the right result."""

@@ -4,7 +4,7 @@ wrong is a failed property. Each docstring begins with the kernel that is wanted
 """
 import numpy as np
 
-from helpers.properties_cuda import cuda_properties
+from helpers.check.cuda_core import cuda_properties
 
 # ---------------------------------------------------------------- what a kernel moved, as helpers.cuda.traffic counts it
 

@@ -6,7 +6,7 @@ import torch
 
 from helpers import reference
 from helpers.device import DEVICE
-from helpers.properties import difference, guarded, outside, properties, unwritten
+from helpers.check.core import difference, guarded, outside, properties, unwritten
 
 
 def attention(fn, *, is_causal=False, return_lse=False, numpy=False):

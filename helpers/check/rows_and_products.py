@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from helpers.device import DEVICE
-from helpers.properties import difference, everywhere, guarded, outside, properties, unwritten
+from helpers.check.core import difference, everywhere, guarded, outside, properties, unwritten
 
 
 def softmax(fn):

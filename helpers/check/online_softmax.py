@@ -7,7 +7,7 @@ import copy
 
 import numpy as np
 
-from helpers.properties import difference, properties
+from helpers.check.core import difference, properties
 
 quiet = np.errstate(all="ignore")                        # a wrong answer is reported, not warned about
 

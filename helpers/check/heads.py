@@ -3,9 +3,9 @@ import numpy as np
 import torch
 
 from helpers import reference
-from helpers.check_attention import _all_equal
+from helpers.check.attention import _all_equal
 from helpers.device import DEVICE
-from helpers.properties import difference, everywhere, guarded, outside, properties, unwritten
+from helpers.check.core import difference, everywhere, guarded, outside, properties, unwritten
 
 
 def loop_bounds(fn):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cuda
-from helpers.properties import POISON, difference, properties, unwritten
+from helpers.check.core import POISON, difference, properties, unwritten
 
 STUB = "// your lines here"                              # a kernel that still has this comment was not attempted
 

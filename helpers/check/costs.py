@@ -2,8 +2,8 @@
 import numpy as np
 
 from helpers import reference
-from helpers.costs import GPUS
-from helpers.properties import properties
+from helpers.gpus import GPUS
+from helpers.check.core import properties
 
 
 def _equal(name, cases, want):
@@ -121,7 +121,7 @@ BOTTLENECKS = [("products of narrow heads are bound by memory", _bound("memory",
 
 
 def bottlenecks(fn):
-    """fn(N, D, itemsize, gpu) returns {"scores", "softmax", "output": "memory" or "compute"}, gpu from helpers.costs."""
+    """fn(N, D, itemsize, gpu) returns {"scores", "softmax", "output": "memory" or "compute"}, gpu from helpers.gpus."""
     properties("bottlenecks", BOTTLENECKS, fn)
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import nbformat
 
-from helpers import notebook
+from helpers.lessons import MARK, NOTEBOOKS
 
-PATHS = sorted(notebook.NOTEBOOKS.glob("[0-9]*.ipynb"))
+PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 NAMES = [path.stem for path in PATHS]
 SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.DOTALL)
 FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -28,7 +28,7 @@ class Exercise:
 
 
 def read(lesson):
-    return nbformat.read(notebook.NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
+    return nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
 
 
 def prose(lesson):
@@ -62,7 +62,7 @@ def defined(source):
 def attempt(exercise, source):
     """Run the import cell, the exported cells, `source` and the check; return what the check printed."""
     cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
-    exported = [c for c in cells if c.startswith(notebook.MARK)]
+    exported = [c for c in cells if c.startswith(MARK)]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         namespace = {"__name__": exercise.lesson}
