@@ -29,10 +29,10 @@ def linear(fn):
     One kernel does it all: no copy of w, no second pass for the bias.
     """
     on = over("shape {} x {} x {}", lambda *shape: _transposed(*_factors(*shape)))
-    once = over("", lambda: _transposed(*_odd_sums(64, 64, 64)))
+    once = over("", lambda: _transposed(*_odd_sums(32, 32, 64)))
     properties("linear", _products(torch.nn.functional.linear, _transposed) + [
         ("the bias is added before the sum is rounded", once(_right(torch.nn.functional.linear), ())),
-        ("one kernel reads the inputs and stores the result", on(own_work, (64, 48, 80)))], fn)
+        ("one kernel reads the inputs and stores the result", on(own_work, (40, 33, 48)))], fn)
 
 
 def _random(*shape):
@@ -104,8 +104,8 @@ def _products(expected, arrange):
     """The properties of an operation with one matrix product inside; arrange(a, b, bias) makes its inputs."""
     on = over("M, N, K = {}, {}, {}", lambda *shape: arrange(*_factors(*shape)))
     right = _right(expected)
-    half = over("", lambda: arrange(*_large_and_small(64, 64, 512)))
-    return [("the values are right", on(right, (64, 64, 64), (128, 64, 192))),
+    half = over("", lambda: arrange(*_large_and_small(32, 32, 512)))
+    return [("the values are right", on(right, (64, 64, 64), (96, 64, 128))),
             ("rows or columns that are no multiple of the block", on(right, (50, 64, 64), (64, 77, 64))),
             ("an inner length that is no multiple of the block", on(right, (64, 64, 50), (64, 64, 7))),
             ("a single row and a single column", on(right, (1, 48, 64), (48, 1, 64), (1, 1, 64))),
