@@ -13,7 +13,7 @@ from collections import defaultdict
 from dataclasses import astuple, dataclass
 
 from helpers import device, lessons, process
-from helpers.interpreter_memory import watched
+from helpers.interpreter import watched
 
 import torch
 
