@@ -1,4 +1,4 @@
-"""Draws figures/*.svg. Run by `make figures`; the same bytes each time, so that a test can compare."""
+"""Draws figures/*.svg and writes the README's measurements. Run by `make figures`; the same bytes each time, for a test."""
 import sys
 from pathlib import Path
 
@@ -8,38 +8,44 @@ matplotlib.use("svg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt  # noqa: E402
 
+import readme  # noqa: E402
 from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
 from draw_pipeline import overlap, pipeline  # noqa: E402
 from draw_softmax import online_softmax  # noqa: E402
 from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
-from helpers.plotting import INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
+from helpers import ROOT  # noqa: E402
+from helpers.plotting import BAD, HBM, INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
 
 PARTS = [
     ("I  The GPU", QUERY, ["00 start here", "01 vector add, CUDA", "02 matrices, CUDA", "03 vector add, Triton",
-                           "04 softmax, matmul"]),
-    ("II  The algorithm", KEY, ["05 attention, memory", "06 online softmax", "07 FlashAttention, NumPy"]),
-    ("III  The kernel", VALUE, ["08 v1: one kernel", "09 v2: causal, heads", "10 backward", "11 v3: FP8, prefetch"]),
-    ("IV  The real thing", OUTPUT, ["12 in a model", "13 benchmarks"]),
+                           "04 softmax, Triton", "05 matmul, Triton"]),
+    ("II  The algorithm", KEY, ["06 attention, memory", "07 online softmax", "08 blocked, in NumPy"]),
+    ("III  The kernel", VALUE, ["09 v1: one kernel", "10 v2: causal, heads", "11 gradients", "12 backward, Triton",
+                                "13 prefetching", "14 v3: eight bits"]),
+    ("IV  Hopper", OUTPUT, ["15 v4: warps with roles"]),
+    ("V  At work", BAD, ["17 in a model"]),
+    ("VI  The truth", HBM, ["21 measuring", "22 claims"]),
 ]
 
 
 def road():
-    """The map of the course: four parts, a column each, lessons from top to bottom."""
-    fig, ax = plt.subplots(figsize=(9.6, 3.2))
-    for x, (part, colour, lessons) in enumerate(PARTS):
-        ax.text(x + 0.02, 0.3, part, fontsize=11, fontweight="bold", color=INK, va="bottom")
+    """The map of the course: six parts in two rows, lessons from top to bottom."""
+    fig, ax = plt.subplots(figsize=(7.2, 5.2))
+    for place, (part, colour, lessons) in enumerate(PARTS):
+        x, top = place % 3, -7.2 * (place // 3)
+        ax.text(x + 0.02, top + 0.3, part, fontsize=11, fontweight="bold", color=INK, va="bottom")
         for y, lesson in enumerate(lessons):
-            ax.add_patch(plt.Rectangle((x, -y - 0.62), 0.9, 0.72, facecolor="white", edgecolor=colour, linewidth=2))
-            ax.text(x + 0.45, -y - 0.26, lesson, ha="center", va="center", fontsize=9, color=INK)
+            ax.add_patch(plt.Rectangle((x, top - y - 0.62), 0.9, 0.72, facecolor="white", edgecolor=colour, linewidth=2))
+            ax.text(x + 0.45, top - y - 0.26, lesson, ha="center", va="center", fontsize=10, color=INK)
         if x:
-            ax.annotate("", (x, -0.26), (x - 0.1, -0.26), arrowprops=dict(arrowstyle="->", color=INK))
-    ax.set(xlim=(-0.05, 4), ylim=(-4.8, 0.8))
+            ax.annotate("", (x, top - 0.26), (x - 0.1, top - 0.26), arrowprops=dict(arrowstyle="->", color=INK))
+    ax.set(xlim=(-0.05, 2.95), ylim=(-9, 0.9))
     ax.axis("off")
     return fig
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline, overlap)}
+                                             grid_to_tiles, pipeline, overlap, readme.headline)}
 
 
 def draw(folder: Path):
@@ -52,4 +58,5 @@ def draw(folder: Path):
 
 
 if __name__ == "__main__":
-    draw(Path(__file__).resolve().parent)
+    draw(ROOT / "figures")
+    (ROOT / "README.md").write_text(readme.readme((ROOT / "README.md").read_text()))
