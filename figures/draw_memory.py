@@ -23,9 +23,9 @@ def _hierarchy(name):
 
 def memory_hierarchy():
     """A pyramid of five memories, smallest and fastest on top, with sizes and speeds of an A100 and an H200."""
-    levels = [("registers", SRAM), ("shared memory", SRAM), ("L2 cache", "#C9C9C9"), ("HBM", HBM), ("host memory", "white")]
+    levels = {"registers": SRAM, "shared memory": SRAM, "L2 cache": "#C9C9C9", "HBM": HBM, "host memory": "white"}
     fig, ax = plt.subplots(figsize=(7.4, 4.1))
-    for y, (level, colour) in enumerate(levels):
+    for y, (level, colour) in enumerate(levels.items()):
         low, high = 0.75 + 0.45 * (y + 1), 0.75 + 0.45 * y
         ax.add_patch(plt.Polygon([(3.1 - high, -y), (3.1 + high, -y), (3.1 + low, -y - 0.94), (3.1 - low, -y - 0.94)],
                                  facecolor=colour, edgecolor=INK, linewidth=0.8))
@@ -36,13 +36,13 @@ def memory_hierarchy():
         for y, (size, speed) in enumerate(_hierarchy(name)):
             ax.text(x, -y - 0.3, size, fontsize=9.5, color=INK, va="center")
             ax.text(x, -y - 0.68, speed, fontsize=9.5, color=INK, va="center")
-    for top, bottom, label in ((0, -1.94, "on each SM:\nSRAM"), (-2, -2.94, "shared by\nall SMs"), (-3, -3.94, "on the card"),
-                               (-4, -4.94, "over PCIe")):
+    for top, bottom, label in ((0, -1.94, "on each SM:\nSRAM"), (-2, -2.94, "shared by\nall SMs"),
+                               (-3, -3.94, "on the card"), (-4, -4.94, "over PCIe")):
         ax.plot([0.02, -0.1, -0.1, 0.02], [top, top, bottom, bottom], color=INK, linewidth=0.8)
         ax.text(-0.2, (top + bottom) / 2, label, ha="right", va="center", fontsize=9, color=INK)
-    ax.text(-1.9, -5.3, "Sizes and HBM speeds: data sheets and white papers; L2 of the H200: as its driver reports it.\nShared memory: 128 bytes "
-            "a clock and SM at boost clock. L2 of the A100: 5120 bytes a clock (white paper).\nPCIe: generation 4 and 5, 16 lanes.",
-            fontsize=8.5, color=INK, va="top")
+    ax.text(-1.9, -5.3, "Sizes and HBM speeds: data sheets and white papers; L2 of the H200: as its driver says.\n"
+            "Shared memory: 128 bytes a clock and SM at boost clock. L2 of the A100: 5120 bytes a clock (white "
+            "paper).\nPCIe: generation 4 and 5, 16 lanes.", fontsize=8.5, color=INK, va="top")
     ax.set(xlim=(-2, 13.4), ylim=(-6.6, 0.8))
     ax.axis("off")
     return fig
@@ -94,7 +94,8 @@ def _timeline(ax, outer_keys):
     loads = {name: sum((n, kind) == (name, "load") for _, n, kind in events) for name in colours}
     stores = len(events) - sum(loads.values())
     o = f"o {loads['o']} in, {stores} out" if loads["o"] else f"o {stores} out"
-    ax.set_title(f"q {loads['q']}, k and v {loads['k']} each, {o}: {len(events)} blocks moved", fontsize=9.5, loc="center", color=INK)
+    ax.set_title(f"q {loads['q']}, k and v {loads['k']} each, {o}: {len(events)} blocks moved", fontsize=9.5,
+                 loc="center", color=INK)
     ax.set(xlim=(-0.6, BLOCKS**2 + 0.6), ylim=(3.6, -0.6), yticks=[], xticks=range(1, BLOCKS**2 + 1))
     ax.tick_params(labelsize=8, length=2)
     ax.set_xlabel("step", fontsize=9)
@@ -109,6 +110,6 @@ def attention_tiling():
         _loops(axes[0, column], outer_keys)
         axes[0, column].set_title(name, fontsize=10, loc="center", fontweight="bold", color=INK)
         _timeline(axes[1, column], outer_keys)
-    fig.supxlabel("squares are loaded, rings are stored; a turn of the outer loop has one shade; $m$ and $l$ travel with $o$",
-                  fontsize=9, color=INK)
+    fig.supxlabel("squares are loaded, rings are stored; a turn of the outer loop has one shade; $m$ and $l$ "
+                  "travel with $o$", fontsize=9, color=INK)
     return fig

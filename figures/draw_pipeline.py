@@ -1,4 +1,4 @@
-"""Drawings of what runs at once: copies and computation with 1, 2 and 3 stages, and products and exponentials of one loop."""
+"""Drawings of what runs at once: copies and computation in 1, 2 and 3 stages, products and exponentials of one loop."""
 import matplotlib.pyplot as plt
 
 from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, VALUE, ink_on
@@ -7,7 +7,7 @@ TILES, COPY, WORK = 5, 1.6, 1.0                          # a copy takes longer t
 
 
 def timeline(stages):
-    """(copies, works): when each begins. A copy needs a free stage; the work on a tile needs its copy. Copies overlap."""
+    """(copies, works): when each begins. A copy needs a free stage, the work on a tile its copy. Copies overlap."""
     copies, works, free = [], [], [0.0] * stages
     for tile in range(TILES):
         copies.append(free[tile % stages])
@@ -41,22 +41,24 @@ def pipeline():
             box(ax, copy, lane, COPY, 0.42, KEY, f"copy {tile}")
             box(ax, work, 0.2, WORK, 0.62, VALUE, f"tile {tile}")
         finish(ax, f"num_stages = {stages}", works[-1] + WORK, (0, 2.5))
-        ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), yticks=[0.51, 1.5], yticklabels=["compute", "copy"], xticks=[])
+        ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), xticks=[])
+        ax.set_yticks([0.51, 1.5], ["compute", "copy"])
     axes[-1].set_xlabel("time")
     return fig
 
 
 def in_turn():
-    """[(row, begin, what)] of a loop that waits for each product. Scores, exponentials and values take a unit of time each."""
+    """[(row, begin, what)] of a loop that waits for each product. Scores, exponentials, values: a unit of time each."""
     return [(row, 3 * tile + step, f"{what} {tile}") for tile in range(4)
             for step, (row, what) in enumerate(((1, "scores"), (0, "exp"), (1, "values")))]
 
 
 def ahead():
-    """The same for a loop that starts the scores of a tile and the values of the one before, and waits for the scores."""
+    """The same for a loop that starts the scores of a tile and the values of the last, and waits for the scores."""
     found = [(1, 0, "scores 0"), (0, 1, "exp 0")]
     for tile in range(1, 4):
-        found += [(1, 2 * tile, f"scores {tile}"), (1, 2 * tile + 1, f"values {tile - 1}"), (0, 2 * tile + 1, f"exp {tile}")]
+        found += [(1, 2 * tile, f"scores {tile}"), (1, 2 * tile + 1, f"values {tile - 1}"),
+                  (0, 2 * tile + 1, f"exp {tile}")]
     return found + [(1, 8, "values 3")]
 
 
@@ -64,7 +66,8 @@ def overlap():
     """Two timelines below each other: what the matrix unit and the exponential unit do for one group of warps."""
     fig, axes = plt.subplots(2, 1, figsize=(7.4, 3.6), sharex=True)
     colours = {"scores": QUERY, "values": VALUE, "exp": OUTPUT}
-    for ax, (title, loop) in zip(axes, (("v3: wait for each product", in_turn()), ("scores first: wait for all but one", ahead()))):
+    loops = {"v3: wait for each product": in_turn(), "scores first: wait for all but one": ahead()}
+    for ax, (title, loop) in zip(axes, loops.items()):
         for row, begin, what in loop:
             box(ax, begin, row, 1, 0.8, colours[what.split()[0]], what.replace(" ", "\n"))
         finish(ax, title, 1 + max(begin for _, begin, _ in loop), (-0.1, 2))

@@ -44,7 +44,8 @@ def _weights(ax, place, frame):
         if before != p:
             ax.bar(i, before, 0.8, fill=False, edgecolor=BAD, linewidth=1.2, linestyle="--")
         height = p if p + 0.25 < before else max(p, before)                  # inside of the dashed outline or above it
-        ax.text(i, height + 0.04, f"{p:.3f}".rstrip("0").rstrip(".").removeprefix("0"), ha="center", fontsize=8.5, color=INK)
+        weight = f"{p:.3f}".rstrip("0").rstrip(".").removeprefix("0")
+        ax.text(i, height + 0.04, weight, ha="center", fontsize=8.5, color=INK)
     for i, (first, second) in enumerate(VALUES):
         ax.text(i, -0.08, f"{first:g}\n{second:g}", ha="center", va="top", fontsize=9.5,
                 color=as_ink(VALUE) if i // BLOCK == place else INK if i // BLOCK < place else HBM,
@@ -55,7 +56,7 @@ def _weights(ax, place, frame):
 
 
 def online_softmax():
-    """Three frames, one for each block of two scores: the running maximum, the weights, and what m, l and acc become."""
+    """Three frames, one for each block of two scores: the running maximum, the weights, what m, l and acc become."""
     frames = list(_frames())
     fig, axes = plt.subplots(3, 3, figsize=(7.4, 6.2), height_ratios=[2.8, 3, 1.5])
     remarks = ["nothing was there before", "m rose by 2: the past shrinks", "m stayed, and so does the past"]
@@ -71,6 +72,6 @@ def online_softmax():
     o = frames[-1]["acc"] / frames[-1]["l"]
     p = np.exp(SCORES - SCORES.max())
     assert np.allclose(o, p @ VALUES / p.sum())          # the strip ends where the softmax over the whole row does
-    fig.supxlabel(f"at the end: o = acc / l = [{o[0]:.4f}, {o[1]:.4f}], the softmax over all six scores at once", fontsize=10,
-                  color=INK, fontweight="bold")
+    fig.supxlabel(f"at the end: o = acc / l = [{o[0]:.4f}, {o[1]:.4f}], the softmax over all six scores at once",
+                  fontsize=10, color=INK, fontweight="bold")
     return fig

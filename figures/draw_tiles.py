@@ -19,14 +19,17 @@ def _causal(ax, N, BLOCK_M, BLOCK_N):
     for (i, j), kind in kinds.items():
         ax.add_patch(plt.Rectangle((j * BLOCK_N, i * BLOCK_M), BLOCK_N, BLOCK_M, edgecolor=INK, linewidth=0.8,
                                    linestyle=":" if kind == "skipped" else "-", **KINDS[kind]))
-        x, y = ((j + 0.38) * BLOCK_N, (i + 1) * BLOCK_M - 10) if kind == "partial" else ((j + 0.5) * BLOCK_N, (i + 0.5) * BLOCK_M)
+        x, y = (j + 0.5) * BLOCK_N, (i + 0.5) * BLOCK_M
+        if kind == "partial":
+            x, y = (j + 0.38) * BLOCK_N, (i + 1) * BLOCK_M - 10
         ax.text(x, y, kind, ha="center", va="center", fontsize=8, color=INK,           # clear of the diagonal
                 bbox=dict(facecolor=SRAM, edgecolor="none", pad=1.2) if kind == "partial" else None)
     ax.plot([0, N], [0, N], color=INK, linewidth=2)
     counts = [sum(k == kind for k in kinds.values()) for kind in KINDS]
     ax.set_title(f"BLOCK_M = {BLOCK_M}, BLOCK_N = {BLOCK_N}", loc="center", fontweight="bold", color=INK)
     ax.set_xlabel(f"keys\n{counts[0]} full, {counts[1]} partial, {counts[2]} skipped of {len(kinds)}", color=INK)
-    ax.set(xlim=(-2, N + 2), ylim=(N + 2, -2), aspect="equal", xticks=range(0, N + 1, BLOCK_N), yticks=range(0, N + 1, BLOCK_M))
+    ax.set(xlim=(-2, N + 2), ylim=(N + 2, -2), aspect="equal", xticks=range(0, N + 1, BLOCK_N),
+           yticks=range(0, N + 1, BLOCK_M))
     for spine in ax.spines.values():
         spine.set_visible(False)
 
@@ -45,7 +48,7 @@ CHOSEN = (1, 1)                                          # the program whose rea
 
 
 def _matrix(ax, left, name, colour, pieces, chosen):
-    """An [N, D] matrix at `left`, its pieces outlined, the chosen ones filled. A piece: (row, column, rows, columns, label)."""
+    """An [N, D] matrix at `left`: its pieces (row, column, rows, columns, label) outlined, the chosen ones filled."""
     ax.text(left + D / 2, -14, name, ha="center", fontsize=12, fontweight="bold", color=as_ink(colour))
     for row, column, height, width, label in pieces:
         inside = (row, column) in chosen
@@ -55,8 +58,8 @@ def _matrix(ax, left, name, colour, pieces, chosen):
                 color=ink_on(colour) if inside and row + BLOCK_M <= N else INK,
                 fontweight="bold" if inside else "normal",
                 bbox=None if row + BLOCK_M <= N else dict(facecolor="white", edgecolor="none", pad=1.5))
-    ax.add_patch(plt.Rectangle((left, N), D, -(-N // BLOCK_M) * BLOCK_M - N, facecolor="white", edgecolor=HBM, hatch="////",
-                               linewidth=0.8, linestyle=":", zorder=0))
+    ax.add_patch(plt.Rectangle((left, N), D, -(-N // BLOCK_M) * BLOCK_M - N, facecolor="white", edgecolor=HBM,
+                               hatch="////", linewidth=0.8, linestyle=":", zorder=0))
 
 
 def _pieces(height, width, label):
@@ -85,8 +88,8 @@ def grid_to_tiles():
                     (274, "its queries, all features,\nonce"), (434, "all keys, all features,\na block a step"),
                     (594, "all values, its features,\na block a step")):
         ax.text(x, 272, text, ha="center", va="top", fontsize=9, color=INK)
-    ax.text(330, 322, f"N = {N}, D = {D}, BLOCK_M = BLOCK_N = BLOCK_V = {BLOCK_M}; hatched: rows beyond N, masked", ha="center",
-            fontsize=9, color=INK)
+    ax.text(330, 322, f"N = {N}, D = {D}, BLOCK_M = BLOCK_N = BLOCK_V = {BLOCK_M}; hatched: rows beyond N, masked",
+            ha="center", fontsize=9, color=INK)
     ax.set(xlim=(-40, 665), ylim=(328, -50), aspect="equal")
     ax.axis("off")
     return fig

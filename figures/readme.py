@@ -9,7 +9,8 @@ BEGIN, END = "<!-- from here on written by figures/readme.py -->", "<!-- up to h
 PASSES = {"forward": ("forward", "v4"), "backward": ("backward", "ours")}    # record, and our name in it
 if not (records.folder("NVIDIA H200") / "forward.json").is_file():           # until it is measured
     PASSES["forward"] = "flash_attention_v3", "v3"
-COLUMNS = {"standard": "standard", "SDPA efficient": "efficient", "SDPA flash": "FlashAttention-2", "SDPA cudnn": "cuDNN"}
+COLUMNS = {"standard": "standard", "SDPA efficient": "efficient", "SDPA flash": "FlashAttention-2",
+           "SDPA cudnn": "cuDNN"}
 LINES = {"standard": plotting.HBM, "SDPA flash": plotting.KEY, "SDPA cudnn": plotting.VALUE, "ours": plotting.QUERY}
 
 
@@ -55,33 +56,33 @@ def table() -> str:
 def ratios(way: str, peer: str) -> list:
     """Our speed over a peer's, at every size that was recorded for both."""
     found = speeds(way)
-    return [speed / found[peer, *case][length] for (name, *case), line in found.items() if name == "ours"
-            for length, speed in line.items() if length in found[peer, *case]]
+    return [speed / found[peer, D, is_causal][length] for (name, D, is_causal), line in found.items() if name == "ours"
+            for length, speed in line.items() if length in found[peer, D, is_causal]]
 
 
 def sentence() -> str:
     """How our kernels compare over all recorded sizes, lowest to highest."""
-    found = {way: records.load(record) for way, (record, _) in PASSES.items()}
-    measured = ", ".join(f"{way} on {r['date']} at commit {r['commit']} with torch {r['torch']} and triton {r['triton']}"
-                         for way, r in found.items())
-    spans = {(way, peer): f"{min(ratios(way, peer)):.2f} to {max(ratios(way, peer)):.2f}"
-             for way in PASSES for peer in ("SDPA flash", "SDPA cudnn")}
-    words = [f"{way} {spans[way, 'SDPA flash']} times as fast as PyTorch's FlashAttention-2 and {spans[way, 'SDPA cudnn']} times as "
-             "fast as cuDNN" for way in PASSES]
+    found, words, measured = {way: records.load(record) for way, (record, _) in PASSES.items()}, [], []
+    for way, r in found.items():
+        flash, cudnn = (f"{min(them):.2f} to {max(them):.2f} times as fast as {what}" for them, what in (
+            (ratios(way, "SDPA flash"), "PyTorch's FlashAttention-2"), (ratios(way, "SDPA cudnn"), "cuDNN")))
+        words.append(f"{way} {flash} and {cudnn}")
+        versions = f"torch {r['torch']} and triton {r['triton']}"
+        measured.append(f"{way} on {r['date']} at commit {r['commit']} with {versions}")
     beside = [ratio for way in PASSES for ratio in ratios(way, "SDPA cudnn")]
     return textwrap.fill(
-        f"On an {found['forward']['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}, the "
-        f"course's kernels are {words[0]}, {words[1]}. cuDNN is ahead in "
-        f"{sum(ratio < 1 for ratio in beside)} of {len(beside)} cases. \"Standard\" is attention as the formula has it, with its "
-        "n x n matrix; under a causal mask it computes the masked half as well. \"Efficient\" is PyTorch's memory-efficient "
-        f"attention. Measured with `make bench`: {measured}.",
-        width=130, break_on_hyphens=False)
+        f"On an {found['forward']['device']}, in float16, with 16384 tokens in all, a hidden size of 2048, and N from "
+        f"512 to {N}, the course's kernels are {', '.join(words)}. cuDNN is ahead in {sum(r < 1 for r in beside)} of "
+        f"{len(beside)} cases. \"Standard\" is attention as the formula has it, with its n x n matrix; under a causal "
+        "mask it computes the masked half as well. \"Efficient\" is PyTorch's memory-efficient attention. Measured "
+        f"with `make bench`: {', '.join(measured)}.", width=130, break_on_hyphens=False)
 
 
 def block() -> str:
     """What stands in the README between BEGIN and END."""
-    alt = ("TFLOP/s against sequence length on an H200 in four panels, forward and backward, without a mask and causal: the course's "
-           "kernel beside PyTorch's FlashAttention-2, cuDNN and standard attention. The table below has the numbers at the right end.")
+    alt = ("TFLOP/s against sequence length on an H200 in four panels, forward and backward, without a mask and "
+           "causal: the course's kernel beside PyTorch's FlashAttention-2, cuDNN and standard attention. The table below has "
+           "the numbers at the right end.")
     return f"{BEGIN}\n\n![{alt}](figures/headline.svg)\n\n{sentence()}\n\n{table()}\n\n{END}"
 
 

@@ -1,4 +1,5 @@
-"""See each global memory access of Triton's interpreter: count it (`watched`), or refuse what no tensor holds (`strict`).
+"""See each global memory access of Triton's interpreter: count it (`watched`), or refuse what no tensor holds
+(`strict`).
 
 Triton 3.6 to 3.9: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
 four functions of the interpreter's C++ module. A stand-in for that module tells which argument of which kernel each of
@@ -18,7 +19,7 @@ from triton.runtime import interpreter
 MARK = np.uint64(56)                                     # the bits from here up are zero in every address of a process
 ELSEWHERE = "(no argument)"                              # a pointer that was itself loaded, or made from a number
 VERBS = dict(load="loads", store="stores", atomic="changes")
-_looks = []                                              # what is called at each access, of every `with` that we are inside of
+_looks = []                                       # what is called at each access, of every `with` that we are inside of
 
 
 @contextlib.contextmanager
@@ -49,8 +50,9 @@ def strict():
         if wrong:
             raise IndexError(f"the kernel {VERBS[operation]} {wrong} ({kernel.__name__})")
 
-    load = interpreter.InterpreterBuilder.create_masked_load
-    with _looking(look), mock.patch.object(interpreter.InterpreterBuilder, "create_masked_load", _undefined_lanes(load)):
+    builder = interpreter.InterpreterBuilder
+    undefined = _undefined_lanes(builder.create_masked_load)
+    with _looking(look), mock.patch.object(builder, "create_masked_load", undefined):
         yield
 
 
@@ -96,10 +98,8 @@ def _standing_in():
         patch(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
-    with contextlib.ExitStack() as stack:
-        for owner, name, ours in ((interpreter, "_interpreter", memory), (executor, "__call__", launch),
-                                  (executor, "_init_args_hst", to_host), (interpreter, "_patch_lang_tensor", patch_index)):
-            stack.enter_context(mock.patch.object(owner, name, ours))
+    with (mock.patch.multiple(interpreter, _interpreter=memory, _patch_lang_tensor=patch_index),
+          mock.patch.multiple(executor, __call__=launch, _init_args_hst=to_host)):
         yield
 
 
@@ -142,47 +142,33 @@ class _Elements:
     """Which addresses are elements of a tensor: of the view itself, not of the memory that it is a part of."""
 
     def __init__(self, name, x):
-        self.name, self.base, self.size, self.shape, self.strides = name, x.data_ptr(), x.element_size(), x.shape, x.stride()
-        wide = [d for d in range(x.dim()) if self.shape[d] > 1 and self.strides[d] > 0] or [*range(x.dim())][-1:]
-        self.order = sorted(wide, key=lambda d: -self.strides[d])                # greedy: the widest stride first
-        spans = [(self.shape[d] - 1) * self.strides[d] for d in self.order]
+        self.name, self.base, self.size = name, x.data_ptr(), x.element_size()
+        self.shape, self.strides = list(x.shape), list(x.stride())
+        self.steps = sorted(((stride, length, place) for place, (length, stride) in enumerate(zip(x.shape, x.stride()))
+                             if length > 1 and stride > 0), reverse=True)     # the widest first: greedy division
+        spans = [(length - 1) * stride for stride, length, _ in self.steps]
         self.end = 1 + sum(spans) if x.numel() else 0
-        self.dense = self.end == np.prod([self.shape[d] for d in self.order])
-        self.overlaps = any(self.strides[d] <= sum(spans[i + 1:]) for i, d in enumerate(self.order))
+        if not (self.end and spans) or any(stride <= sum(spans[i:]) for i, (stride, *_) in enumerate(self.steps, 1)):
+            self.shape, self.steps = [self.end], [(1, self.end, 0)]          # one place, none, or windows that overlap
+        self.dense = self.end == np.prod([length for _, length, _ in self.steps])
 
     def problem(self, addresses, size) -> str:
         """"" if `size` bytes from each address on are in elements, or else which is the first that is not."""
         for byte in (0, size - 1):
-            offsets = addresses.astype(np.int64) - self.base + byte
-            if not offsets.size or ((self.dense or self.overlaps) and 0 <= offsets.min() and offsets.max() < self.end * self.size):
-                continue
-            index, inside = self.index(offsets // self.size)
-            if not inside.all():
-                return self.told([int(i[~inside][0]) for i in index])
+            rest = (addresses.astype(np.int64) - self.base + byte) // self.size
+            if not rest.size or self.dense and 0 <= rest.min() and rest.max() < self.end:
+                continue                                 # nearly always
+            places, inside = [np.zeros_like(rest) for _ in self.shape], np.ones(rest.shape, bool)
+            for stride, length, place in self.steps:
+                places[place], rest = rest // stride, rest % stride
+                inside &= (places[place] >= 0) & (places[place] < length)
+            for i in np.flatnonzero(~inside | (rest != 0))[:1]:
+                if inside[i]:
+                    return f"what lies between the elements of {self.name}, whose strides are {self.strides}"
+                index = [int(place[i]) for place in places]
+                index, shape = index if len(index) > 1 else index[0], " x ".join(map(str, self.shape))
+                return f"element {index} of {self.name}, which has {shape}"
         return ""
-
-    def index(self, offsets):
-        """The index of each element in each of `order`, what remains between elements, and which of them exist."""
-        found, inside = [], (offsets >= 0) & (offsets < self.end)
-        if self.overlaps:                                # as windows do that share elements: more than one index
-            return [offsets], inside
-        for d in self.order:
-            found.append(offsets // max(1, self.strides[d]))
-            offsets = offsets - found[-1] * self.strides[d]
-            inside &= (found[-1] >= 0) & (found[-1] < self.shape[d])
-        return [*found, offsets], inside & (offsets == 0)
-
-    def told(self, index) -> str:
-        *index, rest = index
-        if len(index) < len(self.order) or not self.end:
-            return f"an element outside of {self.name}, which has the shape {list(self.shape)}"
-        if rest and self.order:
-            return f"what lies between the elements of {self.name}, whose strides are {list(self.strides)}"
-        places = [0] * len(self.shape)
-        for d, i in zip(self.order, index):
-            places[d] = i
-        place = places[0] if len(places) == 1 else places or rest
-        return f"element {place} of {self.name}, which has {' x '.join(map(str, self.shape)) or 1}"
 
 
 class _Anywhere:
@@ -195,8 +181,8 @@ class _Anywhere:
         inside = np.zeros(addresses.shape, bool)
         for x in gc.get_objects():
             if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
-                storage = x.untyped_storage()
-                inside |= (addresses >= storage.data_ptr()) & (addresses + size <= storage.data_ptr() + storage.nbytes())
+                first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
+                inside |= (addresses >= first) & (addresses + size <= first + length)
         return "" if inside.all() else "an address outside of all tensors"
 
 

@@ -48,7 +48,10 @@ def as_ink(colour) -> str:
 
 
 def vector_programs(n: int, block: int, unit: str = "program"):
-    """Draw which of ceil(n / block) programs owns which element of a vector of n, masked lanes hatched. Returns the figure."""
+    """Draw which of ceil(n / block) programs owns which element of a vector of n, masked lanes hatched.
+
+    Returns the figure.
+    """
     programs = -(-n // block)
     fig, ax = plt.subplots(figsize=(8, 1.6))
     for i in range(programs * block):
@@ -71,8 +74,9 @@ def tiles(ax, rows: int, columns: int, block_rows: int, block_columns: int, colo
         for j in range(-(-columns // block_columns)):
             top, left = i * block_rows, j * block_columns
             height, width = min(block_rows, rows - top), min(block_columns, columns - left)
-            ax.add_patch(plt.Rectangle((left, top), width, height, facecolor=colour(i, j), edgecolor="white", linewidth=2))
-            ax.text(left + width / 2, top + height / 2, label(i, j), ha="center", va="center", color=ink_on(colour(i, j)),
+            fill = colour(i, j)
+            ax.add_patch(plt.Rectangle((left, top), width, height, facecolor=fill, edgecolor="white", linewidth=2))
+            ax.text(left + width / 2, top + height / 2, label(i, j), ha="center", va="center", color=ink_on(fill),
                     fontsize=9)
     ax.set(xlim=(0, columns), ylim=(rows, 0), aspect="equal", xticks=range(0, columns + 1, block_columns),
            yticks=range(0, rows + 1, block_rows))
@@ -87,7 +91,8 @@ def provenance(fig, record: dict):
 
 
 def speeds(record: dict, colours: dict):
-    """TFLOP/s against sequence length from a record's rows, a panel for each head dimension and mask. Returns the figure.
+    """TFLOP/s against sequence length from a record's rows, a panel for each head dimension and mask. Returns the
+    figure.
 
     `colours` is {name: colour} of the kernels to draw; rows without a time are left out.
     """
@@ -102,17 +107,19 @@ def speeds(record: dict, colours: dict):
 
 
 def speed_panels(panels: dict, colours: dict):
-    """Draw {title: {name: {sequence length: TFLOP/s}}}, two panels a row, the names at the right. Returns the figure."""
+    """Draw {title: {name: {sequence length: TFLOP/s}}}, two panels a row, names at the right. Returns the figure."""
     rows = -(-len(panels) // 2)
     fig, axes = plt.subplots(rows, 2, figsize=(7, 2.7 * rows), sharex=True, sharey=True, squeeze=False)
-    drawn = list(zip(axes.flat, panels.items()))
-    for ax, (title, speed) in drawn:
+    ends = []
+    for ax, (title, speed) in zip(axes.flat, panels.items()):
+        points = {name: (list(speed[name]), list(speed[name].values())) for name in colours if name in speed}
         ax.set(xscale="log", title=title)
-        lines(ax, _points(speed, colours), colours, labels=False)
+        ends.append(lines(ax, points, colours, labels=False))
         ax.set_xticks([512, 2048, 8192], [512, 2048, 8192])
         ax.minorticks_off()
-    for ax, (_, speed) in drawn[1::2] + drawn[-1:][:len(drawn) % 2]:         # now that all share their scale
-        label_ends(ax, {name: (x[-1], y[-1]) for name, (x, y) in _points(speed, colours).items()}, colours)
+    for place, (ax, named) in enumerate(zip(axes.flat, ends)):
+        if place % 2 or place == len(panels) - 1:        # now that all panels share their scale
+            label_ends(ax, named, colours)
     for ax in axes.flat[len(panels):]:
         ax.remove()
     for ax in axes[-1]:
@@ -122,14 +129,10 @@ def speed_panels(panels: dict, colours: dict):
     return fig
 
 
-def _points(speed, colours):
-    return {name: (list(speed[name].keys()), list(speed[name].values())) for name in colours if name in speed}
-
-
 def lines(ax, points: dict, colours: dict, labels=True):
     """Draw {name: (x, y)} as lines in their colours, each with its name at its end, unless labels is False.
 
-    Scales and the other lines of the panel come first: the places of the names depend on them.
+    Scales and the other lines of the panel come first: the places of the names depend on them. Returns {name: end}.
     """
     ends = {}
     for name, (x, y) in points.items():
@@ -138,6 +141,7 @@ def lines(ax, points: dict, colours: dict, labels=True):
         ends[name] = x[-1], y[-1]
     if labels:
         label_ends(ax, ends, colours)
+    return ends
 
 
 def label_ends(ax, ends: dict, colours: dict, least: float = None):
@@ -184,7 +188,7 @@ def sectors(ax, elements, rows: int, columns: int, title: str):
         row, left = divmod(e, columns)
         ax.add_patch(plt.Rectangle((left + 0.14, row + 0.12), 0.72, 0.76, facecolor=QUERY, edgecolor="none"))
     ax.set(xlim=(-0.2, columns + 0.2), ylim=(rows + 0.2, -0.2), xticks=[], yticks=[])
-    ax.set_title(f"{title}\n{len(touched)} sectors: {SECTOR * len(touched)} floats move, {len(elements)} were asked for",
-                 fontsize=9, color=INK)
+    moved = f"{len(touched)} sectors: {SECTOR * len(touched)} floats move, {len(elements)} were asked for"
+    ax.set_title(f"{title}\n{moved}", fontsize=9, color=INK)
     for spine in ax.spines.values():
         spine.set_visible(False)

@@ -9,7 +9,7 @@ from helpers import device, traffic
 
 if not device.INTERPRETED:
     pytest.skip("kernels run on the GPU", allow_module_level=True)
-from helpers.interpreter import strict  # noqa: E402
+from helpers.interpreter import strict
 
 
 @triton.jit
@@ -41,16 +41,17 @@ IN, OUT = "", "the kernel loads "
     (memory[100:140], 0, 41, "element 40 of x_ptr, which has 40"),           # the storage goes on: a guard
     (memory[100:140], -1, 40, "element -1 of x_ptr, which has 40"),
     (memory[100:164], 0, 64, IN), (memory[7], 0, 1, IN), (memory[7], 0, 2, "element 1 of x_ptr, which has 1"),
-    (memory[:40].reshape(5, 8), 0, 40, IN), (memory[:40].reshape(5, 8), 0, 44, "element [5, 0] of x_ptr, which has 5 x 8"),
+    (memory[:40].view(5, 8), 0, 40, IN), (memory[:40].view(5, 8), 0, 44, "element [5, 0] of x_ptr, which has 5 x 8"),
     (memory[:40].reshape(1, 5, 8), 0, 44, "element [0, 5, 0] of x_ptr, which has 1 x 5 x 8"),
-    (memory[:40].reshape(5, 8).T, 0, 40, IN), (memory[:40].reshape(5, 8).T, 0, 41, "element [0, 5] of x_ptr, which has 8 x 5"),
+    (memory[:40].view(5, 8).T, 0, 40, IN),
+    (memory[:40].view(5, 8).T, 0, 41, "element [0, 5] of x_ptr, which has 8 x 5"),
     (memory.as_strided((5, 8), (10, 1)), 0, 8, IN),
-    (memory.as_strided((5, 8), (10, 1)), 0, 9, "element [0, 8] of x_ptr, which has 5 x 8"),        # a gap behind each row
+    (memory.as_strided((5, 8), (10, 1)), 0, 9, "element [0, 8] of x_ptr, which has 5 x 8"),     # a gap behind each row
     (memory[:40:2], 0, 1, IN), (memory[:40:2], 0, 2, "what lies between the elements of x_ptr, whose strides are [2]"),
     (memory[:5].expand(8, 5), 0, 5, IN), (memory[:5].expand(8, 5), 0, 6, "element [0, 5] of x_ptr, which has 8 x 5"),
     (memory.as_strided((5, 8), (1, 1)), 0, 12, IN),                          # windows that overlap
-    (memory.as_strided((5, 8), (1, 1)), 0, 13, "an element outside of x_ptr, which has the shape [5, 8]"),
-    (memory[:0], 0, 0, IN), (torch.empty(0), 0, 1, "an element outside of x_ptr, which has the shape [0]")])
+    (memory.as_strided((5, 8), (1, 1)), 0, 13, "element 12 of x_ptr, which has 12"),
+    (memory[:0], 0, 0, IN), (torch.empty(0), 0, 1, "element 0 of x_ptr, which has 0")])
 def test_what_is_loaded(x, first, n, says):
     assert copied(x, first, n) == (f"{OUT}{says} (copy_kernel)" if says else "")
 
@@ -63,7 +64,7 @@ def test_what_is_stored():
 def test_neighbours_in_one_tensor_are_told_apart():
     """q, k and v are often slices of one tensor, and what lies behind q is k."""
     q, k = torch.zeros(2, 64)
-    assert problem(copy_kernel, q, k, 8, 72, BLOCK=64) == "the kernel loads element 64 of x_ptr, which has 64 (copy_kernel)"
+    assert problem(copy_kernel, q, k, 8, 72, BLOCK=64).startswith("the kernel loads element 64 of x_ptr, which has 64 ")
 
 
 @triton.jit
@@ -76,7 +77,8 @@ def test_tuples_and_atomics():
     assert problem(pair_kernel, (ends, (ends,)), torch.zeros(4)) == ""
     assert problem(pair_kernel, (ends, (ends[1:],)), torch.zeros(4)) == (
         "the kernel loads element 2 of pair[1][0], which has 2 (pair_kernel)")
-    assert problem(pair_kernel, (ends, (ends,)), torch.zeros(3)) == "the kernel changes element 3 of sum_ptr, which has 3 (pair_kernel)"
+    assert problem(pair_kernel, (ends, (ends,)), torch.zeros(3)) == (
+        "the kernel changes element 3 of sum_ptr, which has 3 (pair_kernel)")
 
 
 @triton.jit
@@ -92,7 +94,8 @@ def test_descriptors():
         described = TensorDescriptor(x, [rows, 16], [20, 1], [16, 16])
         assert problem(descriptor_kernel, described, torch.zeros(rows, 16), rows, 16, BLOCK=16) == says
     described = TensorDescriptor(x, [12, 16], [20, 1], [16, 16])
-    assert "stores element [11, 0] of z_ptr, which has 11 x 16" in problem(descriptor_kernel, described, torch.zeros(11, 16), 12, 16, BLOCK=16)
+    said = problem(descriptor_kernel, described, torch.zeros(11, 16), 12, 16, BLOCK=16)
+    assert "stores element [11, 0] of z_ptr, which has 11 x 16" in said
 
 
 @triton.jit
@@ -104,7 +107,8 @@ def far_kernel(addresses_ptr, z_ptr):
 def test_a_pointer_from_memory_leads_into_any_tensor():
     x, z = torch.ones(4), torch.zeros(4)
     assert problem(far_kernel, torch.tensor([x.data_ptr()]), z) == "" and z.tolist() == [1, 1, 1, 1]
-    assert problem(far_kernel, torch.tensor([8]), z) == "the kernel loads an address outside of all tensors (far_kernel)"
+    said = problem(far_kernel, torch.tensor([8]), z)
+    assert said == "the kernel loads an address outside of all tensors (far_kernel)"
 
 
 @triton.jit
