@@ -7,8 +7,6 @@ from helpers import plotting, records
 N = 16384                                                # the length of the table
 BEGIN, END = "<!-- from here on written by figures/readme.py -->", "<!-- up to here -->"
 PASSES = {"forward": ("forward", "v4"), "backward": ("backward", "ours")}    # record, and our name in it
-if not (records.folder("NVIDIA H200") / "forward.json").is_file():           # until it is measured
-    PASSES["forward"] = "flash_attention_v3", "v3"
 COLUMNS = {"standard": "standard", "SDPA efficient": "efficient", "SDPA flash": "FlashAttention-2",
            "SDPA cudnn": "cuDNN"}
 LINES = {"standard": plotting.HBM, "SDPA flash": plotting.KEY, "SDPA cudnn": plotting.VALUE, "ours": plotting.QUERY}
@@ -81,8 +79,8 @@ def sentence() -> str:
 def block() -> str:
     """What stands in the README between BEGIN and END."""
     alt = ("TFLOP/s against sequence length on an H200 in four panels, forward and backward, without a mask and "
-           "causal: the course's kernel beside PyTorch's FlashAttention-2, cuDNN and standard attention. The table below has "
-           "the numbers at the right end.")
+           "causal: the course's kernel beside PyTorch's FlashAttention-2, cuDNN and standard attention. The table "
+           "below has the numbers at the right end.")
     return f"{BEGIN}\n\n![{alt}](figures/headline.svg)\n\n{sentence()}\n\n{table()}\n\n{END}"
 
 

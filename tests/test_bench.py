@@ -397,15 +397,16 @@ def test_progress(capsys):
     now[0] = 95
     assert progress.remaining() == 0                     # longer than expected: never negative
     assert capsys.readouterr().out.splitlines() == [
-        "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left", "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left",
+        "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left",
+        "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left",
         "1/2 one: 10 rows, v2 9 64; 0:25 so far, about 1:05 left",
         "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left"]
 
 
 def test_the_commit_is_marked_dirty_by_code_and_not_by_records(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path,
-                       check=True, capture_output=True)
+        identity = "-c", "user.name=a", "-c", "user.email=a@b"
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.setattr(clock, "ROOT", tmp_path)
     assert clock._commit() == ""
     (tmp_path / "figures" / "h200").mkdir(parents=True)
