@@ -30,7 +30,7 @@ def poisoned():
             try:
                 from helpers.interpreter import strict
             except ImportError:
-                from helpers.properties_interpreter import strict
+                from helpers.interpreter import strict
             stack.enter_context(strict())
         yield
 
