@@ -93,6 +93,6 @@ CASES = {
                "any block size": lambda *inputs: causal(*inputs) if inputs[-1] == 8 else scaled_attention(*inputs),
                "very low scores": [wrongly(fill=-1e4), wrongly(fill=-1e5)],
                "small queries and small keys": wrongly(ordinary=True),
-               "queries and keys of almost nothing": [wrongly(least=0), wrongly(fill=-1e30)],
+               "queries and keys near 0": [wrongly(least=0), wrongly(fill=-1e30)],
                "the inputs are left as they were": wrongly(in_place=True)},
         also=[wrongly(fill=-1e4, least=0)])}
