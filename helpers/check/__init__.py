@@ -15,6 +15,7 @@ from helpers.check.entropy import entropy
 from helpers.check.heads import attention_heads, loop_bounds, window_attention
 from helpers.check.model import attention_dropout, attention_layer, decoding
 from helpers.check.online_softmax import combine, merge, online_softmax, safe_softmax
+from helpers.check.roles import late_values, ring_reader, ring_turn
 from helpers.check.rows_and_products import linear, log_softmax, matmul, softmax
 from helpers.check.scales import causal_scaled_attention, scaled_attention
 from helpers.check.timing import median_time, share, tflops
