@@ -1,7 +1,8 @@
-"""Choose GPU or interpreter before any test module imports triton, and say which tests share a process."""
+"""Choose GPU or interpreter before any test module imports triton, say which tests share a process, leave out what needs a GPU."""
+import torch
 from xdist.scheduler import LoadFileScheduling
 
-from helpers import device  # noqa: F401
+from helpers import device
 
 
 class OneByOne(LoadFileScheduling):
@@ -15,3 +16,33 @@ class OneByOne(LoadFileScheduling):
 
 def pytest_xdist_make_scheduler(config, log):
     return OneByOne(config, log)
+
+
+left_out = {}                                            # why: the number of tests
+
+
+def missing(item):
+    """What this machine lacks for a test marked `gpu`, or `gpu(9)` for compute capability 9, else None."""
+    for mark in item.iter_markers("gpu"):
+        major = None if device.INTERPRETED else torch.cuda.get_device_capability()[0]
+        if major is None or mark.args and major not in mark.args:
+            return f"an NVIDIA GPU of compute capability {mark.args[0]}" if mark.args else "an NVIDIA GPU"
+
+
+def pytest_collection_modifyitems(config, items):
+    without = [(item, missing(item)) for item in items]
+    for item, lack in without:
+        if lack:
+            left_out[lack] = left_out.get(lack, 0) + 1
+    items[:] = [item for item, lack in without if not lack]
+    if hasattr(config, "workeroutput"):                  # a process of xdist: the one that reports gets to know
+        config.workeroutput["left_out"] = left_out
+
+
+def pytest_testnodedown(node, error):
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    for lack, number in sorted(left_out.items()):
+        terminalreporter.write_line(f"{number} tests were left out: they need {lack}")
