@@ -211,6 +211,15 @@ def check_grads(attention, shape, bound=None, dtype=torch.float32, seed=0, **opt
     close_grads(grads(attention, tensors, do, **options), wanted(tensors, do, **options), bound or BOUNDS[dtype])
 
 
+def backward_with(dkdv, dq):
+    """Let the backward kernels run with these (BLOCK_M, BLOCK_N)."""
+    usual = backward_triton.backward_tiles
+
+    def tiles(*arguments):
+        return [dict(made, BLOCK_M=M, BLOCK_N=N) for made, (M, N) in zip(usual(*arguments), (dkdv, dq))]
+    return mock.patch.object(backward_triton, "backward_tiles", tiles)
+
+
 def same(x, y):
     """Bit for bit in the interpreter. On a GPU other strides give other layouts, which add in another order."""
     torch.testing.assert_close(x, y, rtol=0, atol=0 if device.INTERPRETED else 2e-6)

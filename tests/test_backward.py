@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from attention import (FLASH, array, causal_or_not, check_grads, close_grads, differentiable, each_type, each_value,
+from attention import (FLASH, array, backward_with, causal_or_not, check_grads, close_grads, differentiable, each_type, each_value,
                        grads, inputs, quarters, quietly, same, spoilt, wanted)
 from helpers import reference
 from helpers.check.core import poisoned, unwritten
@@ -47,14 +47,6 @@ def test_batches_and_groups(heads, kv_heads, is_causal):
 def test_every_function_with_gradients(attention, shape, dtype):
     for is_causal in (False, True):
         check_grads(attention, shape, dtype=dtype, is_causal=is_causal)
-
-
-def backward_with(dkdv, dq):
-    """Let the backward kernels run with these (BLOCK_M, BLOCK_N)."""
-    usual = backward_triton.backward_tiles
-    def tiles(*arguments):
-        return [dict(made, BLOCK_M=M, BLOCK_N=N) for made, (M, N) in zip(usual(*arguments), (dkdv, dq))]
-    return mock.patch.object(backward_triton, "backward_tiles", tiles)
 
 
 BLOCKS = st.tuples(st.sampled_from([16, 32, 64]), st.sampled_from([16, 32, 64]))
