@@ -4,7 +4,8 @@
 
 constexpr int THREADS = 256;                             // of one block
 
-// One thread for one element. There are more threads than elements when n is no multiple of THREADS: the last few do nothing.
+// One thread for one element. When n is no multiple of THREADS, there are more threads than elements: the last few do
+// nothing.
 __global__ void vec_add(const float* a, const float* b, float* c, size_t n) {
     size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;    // size_t: 32 bits are too few from 2^32 elements on
     if (i < n) c[i] = a[i] + b[i];

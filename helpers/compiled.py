@@ -1,13 +1,12 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
-import json
+import contextlib
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from helpers import ROOT
+from helpers import process
 
 
 def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 90,
@@ -32,18 +31,40 @@ def compile_kernels(requests: list) -> list:
     That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
     """
     # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
-    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "helpers.compiled"], input=json.dumps(requests), text=True,
-                          capture_output=True, env=env, cwd=ROOT)
-    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        kernel, capability = (requests[len(made)][key] for key in ("kernel", "capability"))
-        raise RuntimeError(f"{kernel} did not compile for sm_{capability}: {done.stderr.strip()[-2000:]}")
+    *made, last = process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
+    if "error" in last:
+        failed = requests[len(made)]
+        raise RuntimeError(f"{failed['kernel']} did not compile for sm_{failed['capability']}: {last['error']}")
+    return [*made, last]
+
+
+def compile_all(requests: list) -> list:
+    """The work of `compile_kernels`, in a process where the interpreter is off; the last one is {"error": why} if it failed."""
+    made = []
+    for request in requests:
+        with tempfile.TemporaryFile("w+") as printed, _stderr_into(printed):
+            try:
+                made.append(_compile(**request))
+            except Exception as problem:
+                printed.seek(0)
+                own = [line for line in printed.read().splitlines() if "error:" in line]       # by passes written in C++
+                return [*made, dict(error="\n".join([*own, str(problem)])[:2000])]
     return made
 
 
+@contextlib.contextmanager
+def _stderr_into(file):
+    """What C++ code writes to file descriptor 2 goes into file."""
+    kept = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
-    """The work of `compile_kernel`, in a process where the interpreter is off."""
     from helpers import lessons
     import triton
     import triton.language as tl
@@ -98,7 +119,3 @@ def _disassemble(cubin: bytes):
         sass = run(tools / "nvdisasm", "-c", path)
     return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}, sass
 
-
-if __name__ == "__main__":
-    for request in json.load(sys.stdin):
-        print(json.dumps(_compile(**request)), flush=True)

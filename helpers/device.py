@@ -29,7 +29,8 @@ def describe() -> str:
     """One line that says where kernels run. It begins with `[gpu]`, so the tests do not compare it."""
     versions = f"torch {torch.__version__.split('+')[0]}, triton {triton.__version__}"
     if INTERPRETED:
-        return f"[gpu] none in use: kernels run in Triton's interpreter on the CPU ({versions})"
+        emulated = "" if torch.cuda.is_available() else ", CUDA C++ in an emulator"
+        return f"[gpu] none in use: Triton runs in its interpreter{emulated} ({versions})"
     name = torch.cuda.get_device_name()
     major, minor = torch.cuda.get_device_capability()
     return f"[gpu] {name}, compute capability {major}.{minor} ({versions})"

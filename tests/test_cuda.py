@@ -14,6 +14,7 @@ def test_show_gives_a_kernel_with_its_comment():
     shown = cuda.show("vec_add.cu", "vec_add")
     assert shown.startswith("// One thread for one element.") and shown.endswith("}") and shown.count("__global__") == 1
     assert cuda.show("attention.cu", "reduce_block").startswith("// The threads of a block combine")
+    assert shown._repr_markdown_() == f"```cpp\n{shown}\n```" and repr(shown) == str(shown)
     with pytest.raises(ValueError, match="vec_add.cu has no kernel 'add'; it has vec_add, vec_add_float4"):
         cuda.show("vec_add.cu", "add")
     with pytest.raises(FileNotFoundError, match="there is no nothing.cu in CUDA/"):
@@ -32,11 +33,10 @@ def test_ptx_and_sass_of_vec_add():
 @pytest.mark.parametrize("program", ["vec_add.cu", "matrix_add_mul.cu", "attention.cu"])
 def test_no_kernel_spills(program):
     reports = cuda.resources(program)
-    assert {r["name"] for r in reports} == set(cuda.traffic(program))
-    assert all(r["spill"] == 0 and 0 < r["registers"] <= 255 for r in reports)
-    shared = {r["name"]: r["shared"] for r in reports}
+    assert set(reports) == set(cuda.traffic(program))
+    assert all(r["spill"] == 0 and 0 < r["registers"] <= 255 for r in reports.values())
     if program == "matrix_add_mul.cu":
-        assert shared["matmul_tiled"] == 2 * 32 * 32 * 4 and shared["matmul_naive"] == 0
+        assert reports["matmul_tiled"]["shared"] == 2 * 32 * 32 * 4 and reports["matmul_naive"]["shared"] == 0
 
 
 def test_a_wrong_arch_is_one_sentence():

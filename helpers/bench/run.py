@@ -1,8 +1,10 @@
-"""A long measurement that shows how far it is, and goes on where it was stopped; part of helpers/bench.py.
+"""A long measurement that shows how far it is, and goes on where it was stopped.
 
-The rows of a suite go to figures/<device>/.partial/<suite>.jsonl as they are measured. If a run is stopped, the next one
-keeps them, provided that nothing has changed: device, driver, versions and commit. When a suite is complete, its own file
-is written and the partial one removed.
+A suite is a function that yields jobs (facts, measure): facts say what is measured, measure() returns what was found, one
+dictionary or a list of them, which becomes the rest of the row or rows. So a suite knows nothing of what an interrupted
+run has left. The rows go to figures/<device>/.partial/<suite>.jsonl as they are measured. If a run is stopped, the next
+one keeps them, provided that nothing has changed: device, driver, versions and commit. When a suite is complete, its own
+file is written and the partial one removed.
 """
 import contextlib
 import json
@@ -11,34 +13,40 @@ import time
 
 from helpers.records import folder
 
+SUITES = {}                                              # {name: suite}, by `suite`
 SAME = ("device", "driver", "torch", "triton", "cuda", "cudnn", "commit")    # what must not change within a record
-_known = []                                              # rows that the interrupted run of this suite has left
 
 
-def row(facts: dict, measure) -> dict:
-    """facts, which say what is measured, together with what measure() returns or an interrupted run has measured for them."""
-    left = kept(facts)
-    return left[0] if left else facts | measure()
+def suite(seconds: int):
+    """A decorator: this function is a suite, which takes about so many seconds on an H200 with a slow host."""
+    def enter(fn):
+        fn.seconds = seconds
+        SUITES[fn.__name__] = fn
+        return fn
+    return enter
 
 
-def kept(facts: dict) -> list:
-    """The rows that an interrupted run has measured for these facts."""
-    return [r for r in _known if facts.items() <= r.items()]
+def rows_of(facts: dict, measure) -> list:
+    """The rows of one job, measured now."""
+    found = measure()
+    return [facts | row for row in (found if isinstance(found, list) else [found])]
 
 
-def run_suite(name: str, suite, where: dict, show=lambda row: None) -> list:
-    """All rows of suite(), those of an interrupted run taken over; show(row) is called for each."""
+def run_suite(name: str, where: dict, show=lambda row: None) -> list:
+    """All rows of a suite, those of an interrupted run taken over; show(row) is called for each."""
     path = partial(name, where)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with _resuming(left_over(path, where)), path.open("w") as file:
-        for entry in ({key: where[key] for key in SAME}, *_known):           # a second interruption loses nothing either
-            _write(file, entry)
-        for found in suite():
-            if found not in _known:
+    left, rows = left_over(path, where), []
+    with path.open("w") as file:
+        _write(file, [{key: where[key] for key in SAME}, *left])             # a second interruption loses nothing either
+        for facts, measure in SUITES[name]():
+            found = [row for row in left if facts.items() <= row.items()]
+            if not found:
+                found = rows_of(facts, measure)
                 _write(file, found)
-            rows.append(found)
-            show(found)
+            for row in found:
+                rows.append(row)
+                show(row)
     return rows
 
 
@@ -67,17 +75,8 @@ def is_complete(name: str, where: dict) -> bool:
     return all(before[key] == where[key] for key in SAME)
 
 
-@contextlib.contextmanager
-def _resuming(rows):
-    _known[:] = rows
-    try:
-        yield
-    finally:
-        _known.clear()
-
-
-def _write(file, entry):
-    file.write(json.dumps(entry) + "\n")
+def _write(file, entries):
+    file.write("".join(json.dumps(entry) + "\n" for entry in entries))
     file.flush()
 
 
