@@ -54,7 +54,7 @@ def misaligned(x):
     return memory[1:].view(x.shape).copy_(x)
 
 
-VIEWS = {                                                # how a tensor may lie in memory, and whether descriptors take it
+VIEWS = {                                              # how a tensor may lie in memory, and whether descriptors take it
     "contiguous": (lambda x: x, True),
     "[B, N, heads, D]": (lambda x: x.transpose(1, 2).contiguous().transpose(1, 2), True),
     "heads first": (lambda x: x.transpose(0, 1).contiguous().transpose(0, 1), True),
@@ -83,11 +83,14 @@ def nan_in_new_memory():
 
 @dataclass(frozen=True)
 class Implementation:
-    """fn(q, k, v, **options) -> o, or (o, lse) with return_lse, for [B, heads, N, D]."""
+    """fn(q, k, v, **options) -> o, or (o, lse) with return_lse, for [B, heads, N, D].
+
+    dtype float16: it has a kernel of its own for 16 bits, and leaves float32 to an older one's.
+    """
     name: str
     fn: Callable
     many: bool = True                    # batches, heads, groups, N_q != N_k, is_causal, return_lse
-    dtype: torch.dtype = torch.float32   # float16: it has a kernel of its own for 16 bits, and an older one's for float32
+    dtype: torch.dtype = torch.float32
     marks: tuple = ()
 
     def __call__(self, *tensors, **options):
@@ -95,8 +98,8 @@ class Implementation:
 
     def inputs(self, B, heads, kv_heads, N_q, N_k, D, dtype=None, seed=0):
         """`inputs`, or the most of them that this implementation can do: one head, as many keys as queries."""
-        dtype = dtype or self.dtype
-        return inputs(B, heads, kv_heads, N_q, N_k, D, dtype, seed) if self.many else inputs(1, 1, 1, N_q, N_q, D, dtype, seed)
+        sizes = (B, heads, kv_heads, N_q, N_k) if self.many else (1, 1, 1, N_q, N_q)
+        return inputs(*sizes, D, dtype or self.dtype, seed)
 
     @property
     def masks(self):
@@ -138,7 +141,7 @@ def _parametrized(*chosen):
 
 each_kernel = _parametrized(V1, V2, V3, V4)              # flash_attention's forward kernel is v2's, bit for bit
 each_kernel_of_many = _parametrized(V2, V3, V4)
-each_function = pytest.mark.parametrize("attention", [V2, FLASH, V3, V4], ids=lambda x: x.name)    # without v4's kernel, too
+each_function = pytest.mark.parametrize("attention", [V2, FLASH, V3, V4], ids=lambda x: x.name)       # on any machine
 differentiable = pytest.mark.parametrize("attention", [FLASH, V3, V4], ids=lambda x: x.name)
 
 
@@ -152,9 +155,9 @@ def allowed(tensors, scale=None, **options):
     """The error that each element of o may have: from rounding p and o to the type of the inputs, and from float32."""
     q, k, v = tensors
     spread = reference.attention(q, k, v.abs(), scale=scale, **options)                # p |v|, at least |o|
-    floor = 2**-24 * (1 + array(v.abs()).sum(2).max(initial=0)) if q.dtype == torch.float16 else 0     # its steps end there
+    floor = 2**-24 * (1 + array(v.abs()).sum(2).max(initial=0)) if q.dtype == torch.float16 else 0     # its last steps
     norms = [x.detach().float().norm(dim=-1).amax().item() if x.numel() else 0 for x in (q, k)]
-    score = 0 if scale is None else 1e-6 * abs(scale) * norms[0] * norms[1]            # a score's rounding is a share of it
+    score = 0 if scale is None else 1e-6 * abs(scale) * norms[0] * norms[1]        # a score's rounding is a share of it
     return 1.01 * ROUNDING[q.dtype] * spread + floor + (2e-6 + score) * np.maximum(1, spread)
 
 

@@ -1,4 +1,7 @@
-"""Choose GPU or interpreter before any test module imports triton, say which tests share a process, leave out what needs a GPU."""
+"""Choose GPU or interpreter before a test imports triton, share tests among processes, leave out what needs a GPU."""
+import re
+from collections import Counter
+
 import torch
 from xdist.scheduler import LoadFileScheduling
 
@@ -6,12 +9,13 @@ from helpers import device
 
 
 class OneByOne(LoadFileScheduling):
-    """A process gets single tests, but the cells of a notebook together, and the tests of what one fixture compiles.
+    """A process gets single tests, but the cells of a notebook together, and the tests that share what they compile.
 
-    With whole files one process would compile for minutes, on a GPU above all, while the others have nothing left to do.
+    With whole files one process would compile for minutes while the others have nothing left to do.
     """
     def _split_scope(self, nodeid):
-        return super()._split_scope(nodeid) if ".ipynb::" in nodeid or "compiles" in nodeid else nodeid
+        group = re.search(r"test_compiled.*\[(\w+)", nodeid)
+        return group[1] if group else super()._split_scope(nodeid) if ".ipynb::" in nodeid else nodeid
 
 
 def pytest_xdist_make_scheduler(config, log):
@@ -30,11 +34,9 @@ def missing(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    without = [(item, missing(item)) for item in items]
-    for item, lack in without:
-        if lack:
-            left_out[lack] = left_out.get(lack, 0) + 1
-    items[:] = [item for item, lack in without if not lack]
+    lacks = [missing(item) for item in items]
+    left_out.update(Counter(filter(None, lacks)))
+    items[:] = [item for item, lack in zip(items, lacks) if not lack]
     if hasattr(config, "workeroutput"):                  # a process of xdist: the one that reports gets to know
         config.workeroutput["left_out"] = left_out
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from attention import (FLASH, array, backward_with, causal_or_not, check_grads, close_grads, differentiable, each_type, each_value,
-                       grads, inputs, quarters, quietly, same, spoilt, wanted)
+from attention import (FLASH, V3, V4, array, backward_with, causal_or_not, check_grads, close_grads, differentiable,
+                       each_type, each_value, grads, half_types, inputs, quarters, quietly, same, spoilt, wanted)
 from helpers import reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import backward_triton
@@ -36,15 +36,21 @@ def test_any_head_dimension(D, dtype):
 
 
 @causal_or_not
-@pytest.mark.parametrize("heads,kv_heads", [(1, 1), (4, 2), (6, 2), (8, 1)])
+@pytest.mark.parametrize("heads,kv_heads", [(2, 2), (4, 2), (6, 2), (4, 1)])
 def test_batches_and_groups(heads, kv_heads, is_causal):
-    check_grads(FLASH, (2, heads, kv_heads, 40, 50, 7), is_causal=is_causal)
+    check_grads(FLASH, (2, heads, kv_heads, 20, 36, 7), is_causal=is_causal)
 
 
 @each_type
-@differentiable
-@pytest.mark.parametrize("shape", [(1, 6, 2, 30, 40, 64), (1, 2, 1, 130, 70, 24), (2, 1, 1, 40, 40, 7), (1, 2, 2, 5, 0, 16)])
-def test_every_function_with_gradients(attention, shape, dtype):
+def test_groups_in_every_type(dtype):
+    check_grads(FLASH, (1, 6, 2, 20, 36, 64), dtype=dtype, is_causal=True)
+
+
+@half_types                                              # for float32 they are flash_attention, bit for bit
+@pytest.mark.parametrize("attention", [V3, V4], ids=lambda x: x.name)
+@pytest.mark.parametrize("shape", [(1, 4, 2, 50, 70, 40), (1, 2, 1, 130, 70, 64), (2, 1, 1, 40, 40, 7),
+                                   (1, 2, 2, 5, 0, 16)])
+def test_versions_with_another_forward_pass(attention, shape, dtype):
     for is_causal in (False, True):
         check_grads(attention, shape, dtype=dtype, is_causal=is_causal)
 
@@ -53,7 +59,7 @@ BLOCKS = st.tuples(st.sampled_from([16, 32, 64]), st.sampled_from([16, 32, 64]))
 
 
 @settings(max_examples=25, deadline=None)
-@given(N_q=st.integers(0, 90), N_k=st.integers(0, 90), D=st.integers(1, 40), is_causal=st.booleans(),
+@given(N_q=st.integers(0, 80), N_k=st.integers(0, 80), D=st.integers(1, 32), is_causal=st.booleans(),
        scale=st.floats(-2, 2), dkdv=BLOCKS, dq=BLOCKS, groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
        dropout_p=st.sampled_from([0.0, 0.0, 0.3]), seed=st.integers(0, 99))
 def test_any_call(N_q, N_k, D, is_causal, scale, dkdv, dq, groups, dropout_p, seed):
@@ -64,7 +70,7 @@ def test_any_call(N_q, N_k, D, is_causal, scale, dkdv, dq, groups, dropout_p, se
         got = grads(FLASH, tensors, do, dropout_p=dropout_p, seed=seed, **options)
     norms = [x.norm(dim=-1).amax().item() if x.numel() else 0.0 for x in (*tensors, do)]
     largest = abs(scale) * norms[0] * norms[1]           # a score's rounding is a share of it,
-    reach = max(1, norms[2] * norms[3] * max(1, abs(scale) * max(norms[:2])))      # and moves a gradient by a share of this
+    reach = max(1, norms[2] * norms[3] * max(1, abs(scale) * max(norms[:2])))  # and moves a gradient by a share of this
     close_grads(got, wanted(tensors, do, keep=keep, **options), (2e-6 + 1e-6 * largest) * reach, 1e-4)
 
 
@@ -81,15 +87,14 @@ def test_large_logits(scale, is_causal):
     got, want = grads(FLASH, tensors, do, **options), wanted(tensors, do, **options)
     assert all(torch.isfinite(x).all() for x in got)
     for name, x, exact in zip(("o", "lse", "dq", "dk", "dv"), got, want):
-        bound = 1e-3 * max(1, np.abs(exact).max()) if name == "o" else 1e-5 * np.abs(exact).max() if name == "lse" else \
-            1e-2 * max(scale, np.abs(exact).max())       # 1e5 has 7 digits, too
-        assert np.abs(array(x) - exact).max() <= bound, name
+        share, least = dict(o=(1e-3, 1), lse=(1e-5, 1)).get(name, (1e-2, scale))       # 1e5 has 7 digits, too
+        assert np.abs(array(x) - exact).max() <= share * max(least, np.abs(exact).max()), name
 
 
 @each_type
 @causal_or_not
 def test_no_worse_than_twice_pytorch(is_causal, dtype):
-    tensors, do = leaves(1, 2, 2, 150, 150, 64, dtype=dtype)
+    tensors, do = leaves(1, 1, 1, 150, 150, 64, dtype=dtype)
     exact = reference.attention_grads(*tensors, do, is_causal=is_causal)
     theirs = torch.autograd.grad(reference.torch_attention(*tensors, is_causal=is_causal), tensors, do)
     ours = torch.autograd.grad(flash(*tensors, is_causal=is_causal), tensors, do)
@@ -114,7 +119,7 @@ def torch_lse(q, k, is_causal):
                                   lambda o, lse: (o.sum(-1) * lse.mT.mT).sum()],
                          ids=["sum", "square", "both", "product"])
 def test_gradient_through_lse(loss, is_causal):
-    tensors, _ = leaves(2, 2, 2, 40, 50, 16)
+    tensors, _ = leaves(1, 2, 2, 40, 50, 16)
     exact = [x.detach().double().requires_grad_() for x in tensors]
     want = torch.autograd.grad(loss(reference.torch_attention(*exact, is_causal=is_causal),
                                     torch_lse(*exact[:2], is_causal)), exact, allow_unused=True)
@@ -125,7 +130,7 @@ def test_gradient_through_lse(loss, is_causal):
 
 @pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)])
 def test_only_some_inputs_need_a_gradient(chosen):
-    tensors, do = leaves(1, 2, 2, 40, 40, 16)
+    tensors, do = leaves(1, 1, 1, 20, 20, 16)
     want = torch.autograd.grad(flash(*tensors), tensors, do)
     some = [x.detach().requires_grad_(i in chosen) for i, x in enumerate(tensors)]
     flash(*some).backward(do)
@@ -141,7 +146,7 @@ def test_a_gradient_that_is_one_number():
 
 
 def test_strided_views():
-    *tensors, do = inputs(2, 3, 3, 40, 40, 24, more=1)
+    *tensors, do = inputs(2, 2, 2, 20, 40, 24, more=1)
     want = grads(FLASH, tensors, do, is_causal=True)
     for view in (lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
                  lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
@@ -220,7 +225,7 @@ def test_nobody_looks_nothing_moves():
 @causal_or_not
 @pytest.mark.parametrize("dropout_p", [0.0, 0.5])
 def test_every_element_is_written(is_causal, dropout_p):
-    *tensors, do = inputs(2, 2, 1, 70, 50, 24, more=1)
+    *tensors, do = inputs(1, 2, 1, 50, 36, 24, more=1)
     with poisoned():
         made = grads(FLASH, tensors, do, is_causal=is_causal, dropout_p=dropout_p, seed=0)
         assert not any(map(unwritten, made))
@@ -228,7 +233,7 @@ def test_every_element_is_written(is_causal, dropout_p):
 
 @each_type
 def test_is_deterministic(dtype):
-    *tensors, do = inputs(1, 4, 2, 100, 100, 64, dtype, more=1)
+    *tensors, do = inputs(1, 2, 1, 70, 70, 32, dtype, more=1)
     options = dict(is_causal=True, dropout_p=0.1, seed=5)
     assert all(map(torch.equal, grads(FLASH, tensors, do, **options), grads(FLASH, tensors, do, **options)))
 
@@ -242,10 +247,11 @@ NAMES = ("q", "k", "v", "do")
 @each_value
 @pytest.mark.parametrize("which", range(4), ids=NAMES)
 def test_nan_and_inf_come_out_as_from_the_reference(which, value):
-    *tensors, do = spoilt(inputs(1, 1, 1, 100, 100, 16, more=1), which, (70, 3), value)
-    for name, x, want in zip(("o", "lse", "dq", "dk", "dv"), map(array, grads(FLASH, tensors, do)), wanted(tensors, do)):
+    *tensors, do = spoilt(inputs(1, 1, 1, 70, 70, 16, more=1), which, (50, 3), value)
+    found = map(array, grads(FLASH, tensors, do))
+    for name, x, want in zip(("o", "lse", "dq", "dk", "dv"), found, wanted(tensors, do)):
         np.testing.assert_array_equal(np.isfinite(x), np.isfinite(want), err_msg=name)
-        # an infinite do: inf - inf is in the reference's delta, but not in rowsum(do * o), so some of its NaN are inf here
+        # an infinite do: inf - inf is in the reference's delta, not in rowsum(do * o): some of its NaN are inf here
         alike = np.isfinite(want) | (NAMES[which] != "do")
         np.testing.assert_allclose(x[alike], want[alike], atol=2e-5, rtol=2e-5, err_msg=name)
 
@@ -267,7 +273,7 @@ def only_what_is_seen(tensors, do):
 @pytest.mark.parametrize("which", range(4), ids=NAMES)
 def test_causal_nan_and_inf(which, value):
     """Wherever mathematics has one there is one; elsewhere at most where the reference has one too, from 0 * NaN."""
-    *tensors, do = spoilt(inputs(1, 1, 1, 100, 100, 16, more=1), which, (70, 3), value)
+    *tensors, do = spoilt(inputs(1, 1, 1, 70, 70, 16, more=1), which, (50, 3), value)
     got = [array(x) for x in grads(FLASH, tensors, do, is_causal=True)[2:]]
     for name, x, least, most in zip(("dq", "dk", "dv"), got, only_what_is_seen(tensors, do),
                                     reference.attention_grads(*tensors, do, is_causal=True)):
@@ -327,7 +333,8 @@ def test_test_op_finds_nothing(sizes, capsys):
 
 
 @pytest.mark.parametrize("wrong", [
-    lambda q, k, v, is_causal: flash(q, k, v), lambda q, k, v, is_causal: flash(q, k, v, is_causal=is_causal, scale=0.2),
+    lambda q, k, v, is_causal: flash(q, k, v),
+    lambda q, k, v, is_causal: flash(q, k, v, is_causal=is_causal, scale=0.2),
     lambda q, k, v, is_causal: flash(q, k, v, is_causal=is_causal) * float("nan"),
     lambda q, k, v, is_causal: flash(q, k.detach() + 0 * k, v, is_causal=is_causal)],
     ids=["no mask", "another scale", "NaN", "no gradient of k"])

@@ -1,4 +1,4 @@
-"""What v3 adds to attention: which arguments descriptors serve, and who serves the others; tiles, tuning, gradients by request."""
+"""What v3 and v4 add to attention: which kernel serves which arguments; tiles and tuning; gradients by request."""
 from contextlib import contextmanager
 from unittest import mock
 
@@ -22,7 +22,11 @@ def path_taken():
 
     def named(module, name):
         launch = getattr(module, name)
-        return mock.patch.object(module, name, lambda *args, **options: (names.append(name[-2:]), launch(*args, **options))[1])
+
+        def noted(*arguments, **options):
+            names.append(name[-2:])
+            return launch(*arguments, **options)
+        return mock.patch.object(module, name, noted)
     with named(prefetch, "launch_v2"), named(prefetch, "launch_v3"), named(warp_specialization, "launch_ws"):
         yield names
 
@@ -40,11 +44,11 @@ def test_rows_of_whole_sixteen_bytes_and_two_byte_types_have_descriptors(D, dtyp
 @half_types
 @pytest.mark.parametrize("view", VIEWS)
 def test_layouts_that_have_descriptors(view, dtype):
-    tensors, (change, described) = inputs(2, 2, 2, 50, 60, 24, dtype), VIEWS[view]
+    tensors, (change, described) = inputs(2, 2, 2, 20, 40, 24, dtype), VIEWS[view]
     want = v3(*tensors, is_causal=True)
-    for chosen in ((0, 1, 2), (0,), (1,), (2,)):
+    for chosen in ((0, 1, 2), (0,), (1,), (2,))[:None if dtype == torch.float16 else 1]:
         views = [change(x) if i in chosen else x for i, x in enumerate(tensors)]
-        assert all(prefetch.can_describe(views[i]) == described for i in chosen)
+        assert all(prefetch.tma_takes(views[i]) == described for i in chosen)
         with path_taken() as path:
             o, lse = v3(*views, is_causal=True, return_lse=True)
         assert path == ["v3" if TUNED and described else "v2"]
@@ -99,15 +103,15 @@ def test_long_sequences_are_specialized(D, N_q, N_k, precision, is_causal):
 
 # ---------------------------------------------------------------- tiles
 
-@pytest.mark.parametrize("N_k", [100, 128, 170, 192, 256, 384])
+@pytest.mark.parametrize("N_k", [100, 192, 256])
 def test_all_tiles_give_the_same(N_k):
     """With tiles that divide the keys there is no masked stage, with others there is."""
-    tensors = inputs(1, 2, 1, 130, N_k, 64, torch.float16)
+    tensors = inputs(1, 1, 1, 70, N_k, 64, torch.float16)
     small = [(16, 32), (32, 16)] if device.INTERPRETED else []
     for BLOCK_M, BLOCK_N in ((64, 16), (64, 32), (64, 64), (64, 128), (128, 64), (128, 128), *small):
         for is_causal in (False, True):
-            tiles = dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N)
-            close(tensors, *prefetch.launch_v3(*tensors, is_causal, 0.125, tiles=tiles), is_causal=is_causal, scale=0.125)
+            found = prefetch.launch_v3(*tensors, is_causal, 0.125, tiles=dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N))
+            close(tensors, *found, is_causal=is_causal)
 
 
 @causal_or_not
@@ -131,7 +135,8 @@ def test_tiles_divide_128():
     """`EVEN` and the blocks of FP8's scales rely on that."""
     for config in prefetch.tuned_v3_kernel.configs:
         assert 128 % config.kwargs["BLOCK_M"] == 0 and 128 % config.kwargs["BLOCK_N"] == 0 and config.pre_hook
-    made = [prefetch.tiles_v3(D, N_k, is_causal) for D in range(1, 257) for N_k in (4096, 10_000) for is_causal in (False, True)]
+    lengths = [(4096, False), (4096, True), (10_000, False), (10_000, True)]
+    made = [prefetch.tiles_v3(D, N_k, is_causal) for D in range(1, 257) for N_k, is_causal in lengths]
     made += [fp8.tiles_fp8(D, capability) for D in range(1, 257) for capability in (90, 100)]
     assert all(128 % sizes["BLOCK_M"] == 0 and 128 % sizes["BLOCK_N"] == 0 for sizes in made)
 
@@ -141,7 +146,7 @@ def test_tiles_divide_128():
 @pytest.mark.parametrize("dtype,dropout_p", [(torch.float32, 0.0), (torch.float32, 0.3), (torch.float16, 0.3),
                                              (torch.bfloat16, 0.6)])
 def test_what_descriptors_do_not_serve_is_flash_attention_bit_for_bit(dtype, dropout_p):
-    tensors = [x.requires_grad_() for x in inputs(1, 4, 2, 40, 50, 24, dtype)]
+    tensors = [x.requires_grad_() for x in inputs(1, 2, 1, 20, 40, 24, dtype)]
     options = dict(is_causal=True, dropout_p=dropout_p, seed=5, enable_gqa=True, return_lse=True)
     results = []
     for attention in (V3, FLASH):
@@ -151,6 +156,7 @@ def test_what_descriptors_do_not_serve_is_flash_attention_bit_for_bit(dtype, dro
     assert all(map(torch.equal, *results))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")           # inside of PyTorch's forward mode
 def test_autograd_is_asked_where_a_derivative_is_wanted():
     tensors = inputs(1, 2, 2, 10, 10, 16, torch.float16)
     with mock.patch.object(backward_triton.TritonAttention, "apply", side_effect=RuntimeError("autograd")):

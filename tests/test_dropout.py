@@ -5,8 +5,8 @@ import torch
 import triton
 import triton.language as tl
 
-from attention import (BOUNDS, FLASH, array, backward_with, causal_or_not, close_grads, differentiable, each_type, grads,
-                       inputs, wanted)
+from attention import (BOUNDS, FLASH, array, backward_with, causal_or_not, close_grads, differentiable, each_type,
+                       grads, inputs, wanted)
 from helpers import device
 from helpers.lessons.backward_triton import dropout_mask, flash_attention as flash
 from helpers.lessons.causal_and_multihead import flash_attention_v2, launch_v2
@@ -35,7 +35,7 @@ def philox_kernel(in_ptr, seed_ptr, out_ptr):
     tl.store(out_ptr + 3, d.to(tl.int64))
 
 
-@pytest.mark.parametrize("counter,key,answer", [            # the published answers of Random123, philox4x32 with 10 rounds
+@pytest.mark.parametrize("counter,key,answer", [         # the published answers of Random123, philox4x32 with 10 rounds
     (4 * [0], 2 * [0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
     (4 * [0xFFFFFFFF], 2 * [0xFFFFFFFF], [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
     ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],

@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from hypothesis import given, settings, strategies as st
 
-from attention import (V3, V4, VIEWS, array, causal_or_not, each_value, half_types, inputs, long_tiles, nan_in_new_memory,
-                       needs_fp8, quietly, spoilt)
+from attention import (V3, V4, VIEWS, array, causal_or_not, each_value, half_types, inputs, long_tiles,
+                       nan_in_new_memory, needs_fp8, quietly, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import fp8, warp_specialization
@@ -67,7 +67,8 @@ def leave_nan_behind():
 
 @needs_fp8
 @half_types
-@pytest.mark.parametrize("N_q,N_k,D", [(1, 1, 1), (64, 64, 8), (128, 128, 32), (200, 300, 40), (129, 127, 64), (30, 257, 200)])
+@pytest.mark.parametrize("N_q,N_k,D", [(1, 1, 1), (64, 64, 8), (128, 128, 32), (200, 300, 40), (129, 127, 64),
+                                       (30, 257, 200)])
 def test_quantize(N_q, N_k, D, dtype):
     tensors = inputs(2, 4, 2, N_q, N_k, D, dtype)
     with true_casts():
@@ -94,8 +95,8 @@ def test_quantize_rounds_as_pytorch_does():
     q, k, v = inputs(1, 2, 1, 200, 200, 64, torch.float16)
     with true_casts():
         (q8, k8, v8), (q_scales, k_scales, v_scales) = quantized(q, k, v)
-    for x, y, scale in ((q, q8, q_scales.repeat_interleave(128, 2)[:, :, :200, None]),
-                        (k, k8, k_scales.repeat_interleave(128, 2)[:, :, :200, None]), (v, v8.mT, v_scales[:, :, None])):
+    q_scales, k_scales = (x.repeat_interleave(128, 2)[:, :, :200, None] for x in (q_scales, k_scales))
+    for x, y, scale in ((q, q8, q_scales), (k, k8, k_scales), (v, v8.mT, v_scales[:, :, None])):
         exact = (x.float() / scale).clamp(-448, 448)
         same = y.float() == exact.to(torch.float8_e4m3fn).float()
         assert same.float().mean() > 0.999               # a GPU's division may differ in the last bit
@@ -109,7 +110,8 @@ def test_casts_of_the_interpreter():
     for x, y in zip(tensors, dequantized(*quantized(*tensors), 64)):
         x = array(x)
         error = np.abs(y - x) - np.abs(x) / 15
-        assert (error <= np.abs(x).max() / 448 * 2**-8).mean() > 0.95 and (np.abs(y - x) <= 0.51 * np.abs(x) + 2e-3).all()
+        assert (error <= np.abs(x).max() / 448 * 2**-8).mean() > 0.95
+        assert (np.abs(y - x) <= 0.51 * np.abs(x) + 2e-3).all()
 
 
 @needs_fp8
@@ -119,7 +121,7 @@ def test_zeros_have_the_scale_one():
     x8, (q_scales, k_scales, v_scales) = quantized(q, k, v)
     assert q_scales[0, 0, 0] == 1 and k_scales[0, 0, 1] == 1 and v_scales[0, 0, 3] == 1
     assert q_scales[0, 0, 1] != 1 and k_scales[0, 0, 0] != 1 and (v_scales[0, 0, :3] != 1).all()
-    assert not x8[0][:, :, :128].float().any() and not x8[1][:, :, 128:].float().any() and not x8[2][:, :, 3].float().any()
+    assert not any(x.float().any() for x in (x8[0][:, :, :128], x8[1][:, :, 128:], x8[2][:, :, 3]))
     o, lse = v3(*(torch.zeros_like(x) for x in (q, k, v)), precision="fp8", return_lse=True)
     assert (o == 0).all() and torch.allclose(lse, torch.full_like(lse, np.log(200)))
 
@@ -200,7 +202,8 @@ def test_any_call(N_q, N_k, D, is_causal, scale, BLOCK_M, BLOCK_N, groups, seed)
 
 # ---------------------------------------------------------------- whole calls
 
-each_version = pytest.mark.parametrize("attention", [V3, pytest.param(V4, marks=pytest.mark.gpu(9))], ids=lambda x: x.name)
+each_version = pytest.mark.parametrize("attention", [V3, pytest.param(V4, marks=pytest.mark.gpu(9))],
+                                       ids=lambda x: x.name)
 
 
 @needs_fp8

@@ -1,4 +1,6 @@
 """Attention's forward pass: every property, for every kernel of the course that has it."""
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -20,11 +22,11 @@ def equal(x, y):
 
 @each_kernel
 @each_type
-@pytest.mark.parametrize("N_q,N_k", [(1, 1), (17, 17), (113, 113), (128, 128), (200, 200), (1, 113), (50, 130), (130, 50),
-                                     (256, 128), (70, 0), (0, 70)])
+@pytest.mark.parametrize("N_q,N_k", [(1, 1), (17, 17), (113, 113), (128, 128), (200, 200), (1, 113), (50, 130),
+                                     (130, 50), (256, 128), (70, 0), (0, 70)])
 def test_any_length(attention, N_q, N_k, dtype):
     for is_causal in attention.masks:
-        check(attention, attention.inputs(1, 2, 2, N_q, N_k, 16, dtype), is_causal=is_causal)
+        check(attention, attention.inputs(1, 1, 1, N_q, N_k, 16, dtype), is_causal=is_causal)
 
 
 @each_kernel
@@ -38,14 +40,15 @@ def test_any_head_dimension(attention, D, dtype):
 @each_type
 @pytest.mark.parametrize("D", [64, 256])
 def test_several_tiles(attention, D, dtype):
-    check(attention, attention.inputs(1, 1, 1, 200, 200, D, dtype), is_causal=attention.many)
+    N = 70 if dtype == torch.float32 else 200             # whose tiles are smaller
+    check(attention, attention.inputs(1, 1, 1, N, N, D, dtype), is_causal=attention.many)
 
 
 @each_kernel_of_many
 @pytest.mark.parametrize("heads,kv_heads", [(1, 1), (3, 3), (4, 2), (6, 2), (8, 1)])
 def test_batches_and_groups(attention, heads, kv_heads):
     for dtype in {attention.dtype, torch.bfloat16}:
-        check(attention, attention.inputs(2, heads, kv_heads, 40, 50, 16, dtype), is_causal=True)
+        check(attention, attention.inputs(2, heads, kv_heads, 20, 40, 16, dtype), is_causal=True)
 
 
 def tiles_of(attention: Implementation):
@@ -57,10 +60,11 @@ def tiles_of(attention: Implementation):
 
 
 @each_kernel
-@settings(max_examples=30, deadline=None)
-@given(N_q=st.integers(0, 150), N_k=st.integers(0, 150), D=st.one_of(st.sampled_from([8, 16, 24, 32]), st.integers(1, 80)),
-       is_causal=st.booleans(), scale=st.one_of(st.none(), st.floats(0, 2), st.floats(-2, 2)),
-       groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]), dtype=st.sampled_from(TYPES), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=25, deadline=None)
+@given(N_q=st.integers(0, 120), N_k=st.integers(0, 120),
+       D=st.one_of(st.sampled_from([8, 16, 24, 32]), st.integers(1, 70)), is_causal=st.booleans(),
+       scale=st.one_of(st.none(), st.floats(0, 2), st.floats(-2, 2)), groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
+       dtype=st.sampled_from(TYPES), seed=st.integers(0, 99), data=st.data())
 def test_any_call(attention, N_q, N_k, D, is_causal, scale, groups, dtype, seed, data):
     check(attention, attention.inputs(1, *groups, N_q, N_k, D, dtype, seed), 1e-4, tiles=data.draw(tiles_of(attention)),
           is_causal=is_causal and attention.many, scale=scale)
@@ -69,7 +73,7 @@ def test_any_call(attention, N_q, N_k, D, is_causal, scale, groups, dtype, seed,
 @each_kernel
 @each_type
 def test_no_worse_than_twice_pytorch(attention, dtype):
-    tensors = attention.inputs(1, 2, 2, 200, 200, 64, dtype)
+    tensors = attention.inputs(1, 1, 1, 200, 200, 64, dtype)
     for is_causal in attention.masks:
         exact = reference.attention(*tensors, is_causal=is_causal)
         theirs = reference.torch_attention(*tensors, is_causal=is_causal)
@@ -88,7 +92,7 @@ def test_negative_zero_and_tiny_scale(attention, scale):
 @each_kernel
 @pytest.mark.parametrize("scale", [100, 1e4])
 def test_large_logits(attention, scale):
-    for dtype, is_causal in [(dtype, is_causal) for dtype in {attention.dtype, torch.bfloat16} for is_causal in attention.masks]:
+    for dtype, is_causal in itertools.product({attention.dtype, torch.bfloat16}, attention.masks):
         tensors = quarters(attention.inputs(1, 1, 1, 100, 100, 64, dtype))
         o, lse = result(attention, tensors, scale=scale, is_causal=is_causal)
         want, want_lse = reference.attention(*tensors, scale=scale, is_causal=is_causal, return_lse=True)
@@ -101,10 +105,11 @@ def test_large_logits(attention, scale):
 def test_the_largest_score_comes_last(attention):
     q, k, v = attention.inputs(1, 1, 1, 200, 200, 32)
     q[..., 0], k[..., 0] = 1, torch.linspace(0, 300, 200)          # the maximum grows with every tile
-    close([q, k, v], *result(attention, [q, k, v]), scale=32**-0.5)           # scores reach 53, and so does their rounding
+    close([q, k, v], *result(attention, [q, k, v]), scale=32**-0.5)        # scores reach 53, and so does their rounding
 
 
 @each_kernel
+@quietly
 def test_a_first_tile_of_minus_infinity(attention):
     q, k, v = attention.inputs(1, 1, 1, 130, 130, 16)
     q[..., 0], k[..., :80, 0] = 1, -float("inf")                   # more than a tile of keys that nobody may see
@@ -130,7 +135,7 @@ def test_nan_and_inf_come_out_as_from_the_reference(attention, which, value):
         tensors = spoilt(attention.inputs(1, 1, 1, 100, 100, 16, dtype), which, place, value)
         o, lse = result(attention, tensors)
         want, want_lse = reference.attention(*tensors, return_lse=True)
-        np.testing.assert_allclose(array(o), want, atol=1e-5 if dtype == torch.float32 else 2e-2)    # NaN there only, inf too
+        np.testing.assert_allclose(array(o), want, atol=1e-5 if dtype == torch.float32 else 2e-2)    # NaN there only
         if lse is not None:
             np.testing.assert_allclose(array(lse), want_lse, rtol=1e-5)
 
@@ -148,10 +153,10 @@ def test_the_future_does_not_leak_across_tiles(attention):
 # ---------------------------------------------------------------- memory
 
 @each_kernel
-@pytest.mark.parametrize("N_q,N_k,D", [(70, 50, 24), (50, 70, 40), (130, 130, 16), (1, 1, 8)])
+@pytest.mark.parametrize("N_q,N_k,D", [(50, 70, 40), (130, 30, 16), (1, 1, 8)])
 def test_every_element_is_written_and_nothing_else_is_read(attention, N_q, N_k, D):
     """The poison is in new memory, around it, and in lanes that a mask leaves undefined."""
-    tensors = attention.inputs(2, 2, 1, N_q, N_k, D)
+    tensors = attention.inputs(1, 2, 1, N_q, N_k, D)
     before = [x.clone() for x in tensors]
     for is_causal in attention.masks:
         want = result(attention, tensors, is_causal=is_causal)
@@ -164,7 +169,7 @@ def test_every_element_is_written_and_nothing_else_is_read(attention, N_q, N_k, 
 @each_kernel
 @pytest.mark.parametrize("view", VIEWS)
 def test_any_layout(attention, view):
-    tensors, change = attention.inputs(2, 2, 2, 50, 60, 24), VIEWS[view][0]
+    tensors, change = attention.inputs(2, 2, 2, 20, 40, 24), VIEWS[view][0]
     want = result(attention, tensors, is_causal=attention.many)
     for chosen in ((0, 1, 2), (0,), (1,), (2,)):
         views = [change(x) if i in chosen else x for i, x in enumerate(tensors)]
@@ -191,7 +196,7 @@ def test_steps_of_zero(attention, axes):
 @each_kernel
 @each_type
 def test_is_deterministic(attention, dtype):
-    tensors = attention.inputs(1, 4, 2, 200, 200, 64, dtype)
+    tensors = attention.inputs(1, 2, 1, 130, 130, 32, dtype)
     assert equal(*(result(attention, tensors, is_causal=attention.many) for _ in range(2)))
 
 

@@ -94,25 +94,25 @@ def from_import(topic):
     exec(f"from helpers.lessons import {topic}")
 
 
-IMPORTS = pytest.mark.parametrize("call", [from_import, lambda topic: importlib.import_module(f"helpers.lessons.{topic}"),
-                                           lessons.source, lessons.notebook], ids=["from", "import", "source", "notebook"])
+def import_by_name(topic):
+    return importlib.import_module(f"helpers.lessons.{topic}")
 
 
-@IMPORTS
+@pytest.mark.parametrize("call", [from_import, import_by_name, lessons.source, lessons.notebook])
 def test_an_unknown_topic_is_an_import_error(call):
-    with pytest.raises(ImportError, match="there is no lesson 'nothing'; the lessons are start_here, vector_add_cuda, "):
+    with pytest.raises(ImportError, match="no lesson 'nothing'; the lessons are start_here, vector_add_cuda, "):
         call("nothing")
 
 
-def test_a_lesson_without_exports_is_an_import_error():
-    for call in (from_import, lessons.source):
-        with pytest.raises(ImportError, match=r"lesson 'start_here' exports nothing: none of its code cells begins with `#\|"):
-            call("start_here")
+@pytest.mark.parametrize("call", [from_import, import_by_name, lessons.source])
+def test_a_lesson_without_exports_is_an_import_error(call):
+    with pytest.raises(ImportError, match=r"'start_here' exports nothing: none of its code cells begins with `#\|"):
+        call("start_here")
 
 
 def test_what_is_no_lesson_is_no_attribute():
     with pytest.raises(AttributeError, match="there is no lesson 'nothing'"):
-        lessons.nothing
+        _ = lessons.nothing
     assert not hasattr(lessons, "start_here") and not hasattr(lessons, "__nothing__")
 
 
@@ -124,7 +124,7 @@ def test_a_lesson_that_fails_says_where_and_is_not_kept(write):
     assert "helpers.lessons.x" not in sys.modules
     write("#| export\nimport nothing_like_it")
     with pytest.raises(ImportError, match="No module named 'nothing_like_it'"):
-        lessons.x
+        _ = lessons.x
 
 
 # ---------------------------------------------------------------- in others

@@ -1,4 +1,4 @@
-"""What the warp-specialized kernel has of its own, on a Hopper GPU; what it shares with the others is in test_forward.py."""
+"""What the warp-specialized kernel has of its own, on a Hopper GPU; test_forward.py has what the others have, too."""
 import numpy as np
 import pytest
 import torch
@@ -12,7 +12,8 @@ pytestmark = pytest.mark.gpu(9)
 
 # one block and several, group heads, queries that see nothing, keys that are no whole number of tiles
 SHAPES = pytest.mark.parametrize("shape", [(1, 1, 1, 1, 1), (1, 2, 1, 17, 17), (2, 4, 2, 300, 256), (1, 3, 3, 129, 384),
-                                           (1, 2, 1, 50, 630), (1, 2, 1, 630, 50), (1, 2, 2, 777, 1300), (1, 2, 2, 1300, 777)])
+                                           (1, 2, 1, 50, 630), (1, 2, 1, 630, 50), (1, 2, 2, 777, 1300),
+                                           (1, 2, 2, 1300, 777)])
 WIDTHS = pytest.mark.parametrize("D", [64, 128, 256])    # each has tiles of its own
 
 
