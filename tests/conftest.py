@@ -46,5 +46,6 @@ def pytest_testnodedown(node, error):
 
 
 def pytest_terminal_summary(terminalreporter):
-    for lack, number in sorted(left_out.items()):
-        terminalreporter.write_line(f"{number} tests were left out: they need {lack}")
+    if left_out:
+        reasons = ", ".join(f"{number} for want of {lack}" for lack, number in sorted(left_out.items()))
+        terminalreporter.write_line(f"tests left out: {reasons}")

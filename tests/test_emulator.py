@@ -163,8 +163,8 @@ int main(int, char** argv) {
 
 # @name stands for the number of the line that ends in the comment // @name
 NAMED = {
-    "divergent": r"cell.cu:@some: the __syncthreads\(\) of block \(0,0,0\) in kernel divergent was reached by 40 of its "
-                 r"64 threads: thread \(40,0,0\) ended without it",
+    "divergent": r"cell.cu:@some: the __syncthreads\(\) of block \(0,0,0\) in kernel divergent was reached by 40 of "
+                 r"its 64 threads: thread \(40,0,0\) ended without it",
     "returns_early": r"cell.cu:@late: the __syncthreads\(\) .* was reached by 50 of its 64 threads",
     "two_barriers": r"cell.cu:@even: the __syncthreads\(\) .* was reached by thread \(0,0,0\), while thread "
                     r"\(\d+,0,0\) waits at another one, at line @odd",
