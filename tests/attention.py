@@ -22,6 +22,8 @@ each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 half_types = pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
 causal_or_not = pytest.mark.parametrize("is_causal", [False, True])
 each_value = pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+each_empty_shape = pytest.mark.parametrize("shape", [(0, 2, 2, 5, 5, 8), (1, 0, 0, 5, 5, 8), (1, 2, 2, 0, 5, 8),
+                                                     (1, 2, 2, 5, 0, 8), (1, 2, 1, 0, 0, 8)])
 needs_fp8 = pytest.mark.skipif(not TUNED, reason="needs compute capability 9.0 or 10.0")
 hopper = pytest.mark.gpu(9)                              # tests/conftest.py leaves these out elsewhere
 quietly = pytest.mark.filterwarnings("ignore::RuntimeWarning")    # NumPy, inside the interpreter, announces NaN
