@@ -87,7 +87,7 @@ def test_the_mask_belongs_to_the_seed_and_the_place():
 @pytest.mark.parametrize("BLOCK_M,BLOCK_N", [(16, 16), (16, 64), (64, 32), (64, 64)])
 def test_every_kernel_drops_the_same(BLOCK_M, BLOCK_N):
     """Equal scores and unit vectors for v and do: each probability can be read in the results."""
-    N, D = 64, 64
+    N = D = 48
     keep = dropout_mask(1, 2, N, N, 0.4, 9)
     zeros = torch.zeros(1, 2, N, D, device=device.DEVICE)
     unit = torch.eye(N, device=device.DEVICE).expand_as(zeros)
@@ -108,8 +108,8 @@ def test_every_kernel_drops_the_same(BLOCK_M, BLOCK_N):
 @each_type
 @causal_or_not
 def test_agrees_with_the_reference(is_causal, dtype):
-    *tensors, do = inputs(2, 4, 2, 50, 70, 24, dtype, more=1)
-    keep = array(dropout_mask(2, 4, 50, 70, 0.25, 21)) / 0.75
+    *tensors, do = inputs(2, 2, 1, 30, 40, 24, dtype, more=1)
+    keep = array(dropout_mask(2, 2, 30, 40, 0.25, 21)) / 0.75
     got = grads(FLASH, tensors, do, is_causal=is_causal, dropout_p=0.25, seed=21)
     close_grads(got, wanted(tensors, do, is_causal=is_causal, keep=keep), BOUNDS[dtype])
 
@@ -150,7 +150,7 @@ def test_both_passes_drop_the_same_without_a_seed():
 def test_the_expectation_is_kept():
     *tensors, do = inputs(1, 1, 1, 8, 8, 4, more=1)
     many, dos = [x.expand(4, 4, -1, -1).clone() for x in tensors], do.expand(4, 4, -1, -1)
-    runs = [grads(FLASH, many, dos, dropout_p=0.3, seed=seed) for seed in range(5)]
+    runs = [grads(FLASH, many, dos, dropout_p=0.3, seed=seed) for seed in range(3)]
     want = wanted(tensors, do)
     for i, name in ((0, "o"), (2, "dq"), (3, "dk"), (4, "dv")):
         samples = np.concatenate([array(run[i]).reshape(16, 8, 4) for run in runs])
