@@ -4,6 +4,7 @@ import contextlib
 import io
 import linecache
 import re
+import textwrap
 from dataclasses import dataclass
 
 import nbformat
@@ -13,7 +14,7 @@ from helpers.lessons import MARK, NOTEBOOKS
 PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
 NAMES = [path.stem for path in PATHS]
 SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.DOTALL)
-FENCED = re.compile(r"```python\n(.*?)```", re.DOTALL)
+FENCED = re.compile(r"^```[\w+]+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 @dataclass
@@ -49,9 +50,29 @@ def exercises(lesson):
         for heading in re.findall(r"^### Exercise (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []:
             code = [c.source for c in cells[place + 1:] if c.cell_type == "code"]
             after = next(c.source for c in cells[place + 1:] if c.cell_type == "markdown")
-            found.append(Exercise(lesson, heading.split()[0], "Bug hunt" in heading, code[0], code[1],
-                                  after.count("<summary>Hint"), "".join(FENCED.findall(SOLUTION.search(after)[1]))))
+            answer = SOLUTION.search(after)
+            found.append(Exercise(lesson, heading.split()[0], "Bug hunt" in heading, code[0], code[1], after.count("<summary>Hint"),
+                                  solved(code[0], FENCED.findall(answer[1])) if answer else ""))
     return found
+
+
+def solved(stub, pieces):
+    """A solution from its fenced pieces: a whole cell, or for a bug hunt pairs of wrong lines and right ones."""
+    if len(pieces) % 2 or not all(_lines(stub, wrong) for wrong in pieces[::2]):
+        return "".join(pieces)
+    lines = stub.splitlines()
+    for wrong, right in zip(pieces[::2], pieces[1::2]):
+        at = _lines("\n".join(lines), wrong)
+        margin = re.match(" *", lines[at[0]])[0]
+        lines[at[0]:at[1]] = textwrap.indent(textwrap.dedent(right).rstrip(), margin).splitlines()
+    return "\n".join(lines)
+
+
+def _lines(stub, wrong):
+    """Where in a stub some lines are, whatever their margin and comments: (first, the one after the last), or None."""
+    bare = lambda text: [re.sub(r"\s*(#|//) .*", "", line).rstrip() for line in textwrap.dedent(text).strip("\n").splitlines()]
+    stub, wrong = stub.splitlines(), bare(wrong)
+    return next(((i, i + len(wrong)) for i in range(len(stub)) if bare("\n".join(stub[i:i + len(wrong)])) == wrong), None)
 
 
 def defined(source):
@@ -59,14 +80,19 @@ def defined(source):
     return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
+def _imports(source):
+    """Does a cell import, and nothing else?"""
+    return source.strip() and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
+
+
 def attempt(exercise, source):
-    """Run the import cell, the exported cells, `source` and the check; return what the check printed."""
-    cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
-    exported = [c for c in cells if c.startswith(MARK)]
+    """Run the import cell, the cells of nothing but imports, the exported cells, `source` and the check: what the check printed."""
+    first, *cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         namespace = {"__name__": exercise.lesson}
-        for place, cell in enumerate([cells[0], *exported, source, exercise.check]):
+        needed = [c for c in cells if c.startswith(MARK) or _imports(c)]
+        for place, cell in enumerate([first, *needed, source, exercise.check]):
             file = f"<{exercise.lesson} {exercise.number} {place} {hash(cell)}>"
             linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
             exec(compile(cell, file, "exec"), namespace)

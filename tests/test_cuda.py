@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from helpers import bench, cuda
+from helpers import cuda
+from helpers.bench import programs
 
 
 def test_show_gives_a_kernel_with_its_comment():
@@ -139,7 +140,7 @@ def test_bench_reads_the_programs_lines():
     text = cuda.show("vec_add.cu").replace('#include "harness.cuh"', '#include <cuda_runtime.h>\nstatic cudaError_t '
         'two(float* ms, cudaEvent_t, cudaEvent_t) { *ms = 2.0f; return cudaSuccess; }\n#define cudaEventElapsedTime two\n'
         '#include "harness.cuh"')
-    times = bench.cuda_times(cuda.run(text, 1000, emulate=True))
+    times = programs.cuda_times(cuda.run(text, 1000, emulate=True))
     assert [t["name"] for t in times] == ["device copy", "vec_add", "vec_add_float4"]
     assert all(t["median_ms"] == t["q1_ms"] == t["q3_ms"] == 2.0 for t in times)
     assert times[1]["gb_per_s"] == 0.006 and times[0]["gb_per_s"] == 0.004

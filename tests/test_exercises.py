@@ -4,7 +4,7 @@ import pytest
 import books
 
 EXERCISES = [exercise for name in books.NAMES for exercise in books.exercises(name)]
-every = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: e.number)
+every = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda e: f"{e.lesson[:2]}-{e.number}")
 
 
 @every
@@ -24,7 +24,7 @@ def test_start(exercise):
     if exercise.bug_hunt:
         assert "FAIL" in printed and "raised" not in printed, printed
     else:
-        assert printed.strip().endswith("not attempted yet"), printed
+        assert all(line.endswith("not attempted yet") for line in printed.splitlines()), printed
 
 
 @every
@@ -33,7 +33,26 @@ def test_has_hints(exercise):
 
 
 @pytest.mark.parametrize("name", books.NAMES)
-def test_every_lesson_has_exercises(name):
+def test_a_lesson_has_exercises_and_half_of_them_are_written(name):
     found = books.exercises(name)
     assert 2 <= len(found) <= 4
-    assert any(e.bug_hunt for e in found)
+    assert 2 * sum(e.bug_hunt for e in found) <= len(found)
+    assert [e.number for e in found] == [f"{int(name[:2])}.{i}" for i in range(1, len(found) + 1)]
+
+
+STUB = """def f(x):
+    for i in range(3):
+        y = x[i]                                       # one
+        z = y + 1
+    return z
+"""
+
+
+@pytest.mark.parametrize("pieces,solution", [
+    (["y = x[i]\n", "y = x[i + 1]                                   # the next\n"], STUB.replace("y = x[i]                                       # one",
+                                                                                                   "y = x[i + 1]                                   # the next")),
+    (["        z = y + 1\n    return z\n", "    return y\n"], STUB.replace("        z = y + 1\n    return z\n", "        return y\n")),
+    (["def f(x):\n    return x\n"], "def f(x):\n    return x\n"),
+    (["import math\n", "def f(x):\n    return 1\n"], "import math\ndef f(x):\n    return 1\n")])
+def test_a_solution_may_be_wrong_lines_and_right_ones(pieces, solution):
+    assert books.solved(STUB, pieces).rstrip() == solution.rstrip()

@@ -1,6 +1,6 @@
-"""Checks for the exercises in CUDA C++: one function per operation. Each takes the text of a kernel, supplies the main
-program, and prints a line per property, as those of helpers/check.py do. It never raises: what a compiler or a run finds
-wrong is a failed property. Each docstring begins with the kernel that is wanted.
+"""Checks of kernels in CUDA C++: one function per operation. Each takes the text of a kernel, supplies the main program,
+and prints a line per property. It never raises: what a compiler or a run finds wrong is a failed property. Each docstring
+begins with the kernel that is wanted.
 """
 import numpy as np
 

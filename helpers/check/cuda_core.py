@@ -1,4 +1,4 @@
-"""The machinery behind helpers/check_cuda.py: a main program around a kernel, faults by name, results, counts.
+"""What the checks of CUDA kernels are made of: a main program around a kernel, faults by name, results, counts.
 
 The kernel first runs in the emulator, which names what is against the rules: a thread outside its arrays, a race, a barrier
 that was not reached. A kernel without such a fault is then asked for its results (on the GPU if there is one) and for what
@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from helpers import cuda
-from helpers.check.core import POISON, difference, properties, unwritten
+from helpers.check.core import difference, properties, unwritten
+from helpers.check.memory import POISON
 
 STUB = "// your lines here"                              # a kernel that still has this comment was not attempted
 
@@ -67,14 +68,18 @@ def cuda_properties(title, source, launch, arrays, values, barriers=False, count
     run = functools.partial(_run, source + MAIN.replace("LAUNCH", launch), arrays)
     emulated, faults = _faults(run, arrays, dict.fromkeys(m for sizes in values.values() for m in sizes), barriers)
     if faults["it compiles"]:
-        print(f"{title}\n  FAIL  it compiles: {faults['it compiles']}")
+        properties(title, [("it compiles", lambda _: faults["it compiles"])], source)
         return
     over = functools.partial(_over, arrays)
+
+    def wrong(name, m):
+        return ("" if "written" in name else unwritten(result(m)[-1])) or difference(result(m)[-1], arrays(*m)[-1])
+
     cases = [(name, lambda _, found=found: found) for name, found in faults.items()]
     clean = not any(faults.values())
     if clean:
         result = functools.cache(lambda m: run(m, cuda.run, emulate=False)) if cuda.has_gpu() else emulated.get
-        cases += [(name, over(sizes, lambda m: difference(result(m)[-1], arrays(*m)[-1]))) for name, sizes in values.items()]
+        cases += [(name, over(sizes, functools.partial(wrong, name))) for name, sizes in values.items()]
         cases += [("every output element is written", over(emulated, lambda m: unwritten(result(m)[-1]))),
                   ("the inputs are left as they were", over(emulated, lambda m: _changed(arrays(*m), result(m))))]
         traffic = functools.cache(lambda: run(counted, cuda.traffic, returns=True))

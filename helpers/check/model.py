@@ -1,9 +1,11 @@
-"""The checks for attention inside a model, part of helpers/check.py: layers, dropout, decoding with a cache."""
+"""Checks of attention inside a model: layers, dropout, decoding with a cache."""
+import functools
+
 import torch
 
 from helpers import reference
+from helpers.check.core import difference, differences, over, properties
 from helpers.device import DEVICE
-from helpers.check.core import difference, properties
 
 
 def attention_layer(fn):
@@ -11,71 +13,64 @@ def attention_layer(fn):
 
     q = x @ w_q.T and so on; features h * D to (h + 1) * D belong to head h.
     """
+    on = over("{} batches of {} tokens, {} heads", _layer_inputs)
     properties("attention layer", [
-        ("one head", _layer((1, 12, 1))),
-        ("several heads of a single token", _layer((1, 1, 4))),
-        ("several heads", _layer((1, 12, 4), (1, 33, 2))),
-        ("several batches", _layer((3, 12, 1))),
-        ("earlier tokens do not see later ones", _no_leak)], fn)
+        ("one head", on(_layer, (1, 12, 1))),
+        ("several heads of a single token", on(_layer, (1, 1, 4))),
+        ("several heads", on(_layer, (1, 12, 4), (1, 33, 2))),
+        ("several batches", on(_layer, (3, 12, 1))),
+        ("several batches of several heads", on(_layer, (2, 5, 2))),
+        ("earlier tokens do not see later ones", on(_no_leak, (1, 16, 4)))], fn)
 
 
-def _layer(*shapes):
-    def case(fn):
-        for B, N, heads in shapes:
-            x, weights = _layer_inputs(B, N)
-            problem = difference(fn(x, *weights, heads), _attention(x, [(w, None) for w in weights], heads, heads, True))
-            if problem:
-                return f"{B} batches of {N} tokens, {heads} heads: {problem}"
-        return ""
-    return case
-
-
-def _layer_inputs(B, N):
-    """x [B, N, 32] and four weights [32, 32]."""
+def _layer_inputs(B, N, heads):
+    """x [B, N, 32], four weights [32, 32] and the number of heads."""
     torch.manual_seed(N)
-    return torch.randn(B, N, 32).to(DEVICE), [(torch.randn(32, 32) / 32**0.5).to(DEVICE) for _ in range(4)]
+    return torch.randn(B, N, 32).to(DEVICE), *[(torch.randn(32, 32) / 32**0.5).to(DEVICE) for _ in range(4)], heads
 
 
-def _no_leak(fn):
-    x, weights = _layer_inputs(1, 16)
-    before = fn(x, *weights, 4)
-    x = x.clone()
+def _layer(fn, x, *rest):
+    *weights, heads = rest
+    return difference(fn(x, *rest), _attention(x, [(w, None) for w in weights], heads, heads, True))
+
+
+def _no_leak(fn, x, *rest):
+    before, x = fn(x, *rest), x.clone()
     x[:, 8:] += 1
-    changed = (fn(x, *weights, 4) - before)[0, :8].abs().amax(1) > 1e-4
+    changed = (fn(x, *rest) - before)[0, :8].abs().amax(1) > 1e-4
     return f"token {int(changed.nonzero()[0])} changed with tokens 8 to 15" if changed.any() else ""
 
 
+# ---------------------------------------------------------------- dropout
+
 def attention_dropout(fn):
-    """fn(embed_dim, num_heads, dropout=...) returns a layer of self-attention like lesson 12's: an nn.Module."""
+    """fn(embed_dim, num_heads, dropout=...) returns a layer of self-attention, an nn.Module with q_proj, k_proj, v_proj, out_proj."""
     properties("attention dropout", [
-        ("without dropout it is attention", _exact(0.0, True)),
-        ("in evaluation nothing is dropped", _exact(0.5, False)),
-        ("the same torch seed drops the same weights", _second_call(True, "two calls after torch.manual_seed(1) differ")),
-        ("every call drops others", _second_call(False, "two calls in training gave the same output")),
+        ("without dropout it is attention", functools.partial(_exact, 0.0, True)),
+        ("in evaluation nothing is dropped", functools.partial(_exact, 0.5, False)),
+        ("the same torch seed drops the same weights",
+         functools.partial(_second_call, True, "two calls after torch.manual_seed(1) differ")),
+        ("every call drops others", functools.partial(_second_call, False, "two calls in training gave the same output")),
         ("what is left grows, so that the mean stays", _mean_stays),
         ("weights are dropped, not outputs", _whole_rows),
         ("what is left is not made to sum to 1", _sums_vary)], fn)
 
 
-def _exact(dropout, training):
-    def case(module):
-        torch.manual_seed(0)
-        layer = module(32, 2, dropout=dropout).to(DEVICE).train(training)
-        x = torch.randn(2, 12, 32, device=DEVICE)
-        return difference(layer(x), _full(layer, x))
-    return case
+def _exact(dropout, training, module):
+    torch.manual_seed(0)
+    layer = module(32, 2, dropout=dropout).to(DEVICE).train(training)
+    x = torch.randn(2, 12, 32, device=DEVICE)
+    return difference(layer(x), _full(layer, x))
 
 
-def _second_call(same_seed, problem):
+def _second_call(same_seed, problem, module):
     """Of one layer in training: is its second output the first one if, and only if, the torch seed is set anew?"""
-    def case(module):
-        layer, x = module(32, 2, dropout=0.5).to(DEVICE), torch.randn(2, 24, 32, device=DEVICE)
+    layer, x = module(32, 2, dropout=0.5).to(DEVICE), torch.randn(2, 24, 32, device=DEVICE)
+    torch.manual_seed(1)
+    first = layer(x)
+    if same_seed:
         torch.manual_seed(1)
-        first = layer(x)
-        if same_seed:
-            torch.manual_seed(1)
-        return "" if torch.equal(first, layer(x)) == same_seed else problem
-    return case
+    return "" if torch.equal(first, layer(x)) == same_seed else problem
 
 
 def summing(layer):
@@ -112,48 +107,50 @@ def _sums_vary(module):
     return "" if sums.std(0).min() > 0.02 else f"the weights that are left sum to {sums.mean():.2f} for every query"
 
 
+# ---------------------------------------------------------------- decoding
+
 def decoding(fn, module):
     """fn(layer, x, cache) returns (y, cache): causal self-attention of new tokens x [B, n, E] that sees the earlier ones.
 
-    layer is a causal `module`, lesson 12's attention layer. cache is None, or what fn returned before: (k, v), each
+    layer is a causal `module` in evaluation, which may have dropout. cache is None, or what fn returned before: (k, v), each
     [B, kv_heads, N, D]. All calls together give what the layer gives for all tokens at once.
     """
+    def on(problem, *pieces, **options):
+        return lambda fn: problem(fn, *_causal_layer(module, sum(pieces), **options), pieces)
+
     properties("decoding with a cache", [
-        ("the first tokens", _decode(module, (7,))),
-        ("one token at a time", _decode(module, (1, 1, 1, 1))),
-        ("several tokens at a time", _decode(module, (5, 4, 3))),
-        ("shared key heads", _decode(module, (4, 1), kv_heads=2)),
-        ("the cache holds the keys and values of all tokens", _cache(module))], fn)
+        ("the first tokens", on(_decode, 7)),
+        ("one token at a time", on(_decode, 1, 1, 1)),
+        ("several tokens at a time", on(_decode, 5, 4, 3)),
+        ("shared key heads", on(_decode, 4, 1, kv_heads=2)),
+        ("every token sees a long past", on(_decode, 70, 1)),
+        ("a layer with dropout drops nothing", on(_decode, 4, 1, dropout=0.5)),
+        ("the cache holds the keys and values of all tokens", on(_cache, 4, 2, kv_heads=2))], fn)
 
 
-def _decode(module, pieces, kv_heads=4):
-    def case(fn):
-        layer, x = _causal_layer(module, sum(pieces), kv_heads)
-        cache, want, end = None, _full(layer, x), 0
-        for n in pieces:
-            y, cache = fn(layer, x[:, end:end + n], cache)
-            problem = difference(y, want[:, end:end + n])
-            if problem:
-                return f"tokens {end} to {end + n - 1}: {problem}"
-            end += n
-        return ""
-    return case
+def _decode(fn, layer, x, pieces):
+    cache, want, end = None, _full(layer, x), 0
+    for n in pieces:
+        y, cache = fn(layer, x[:, end:end + n], cache)
+        if problem := difference(y, want[:, end:end + n]):
+            return f"tokens {end} to {end + n - 1}: {problem}"
+        end += n
+    return ""
 
 
-def _cache(module):
-    def case(fn):
-        layer, x = _causal_layer(module, 6, 2)
-        _, cache = fn(layer, x[:, 4:], fn(layer, x[:, :4], None)[1])
-        problems = [difference(got, _split(_array(projection(x)), 2))
-                    for got, projection in zip(cache, (layer.k_proj, layer.v_proj))]
-        return next((f"{name}: {problem}" for name, problem in zip("kv", problems) if problem), "")
-    return case
+def _cache(fn, layer, x, pieces):
+    cache = None
+    for part in x.split(pieces, dim=1):
+        _, cache = fn(layer, part, cache)
+    return differences("k v", cache, [_split(_array(projection(x)), layer.kv_heads) for projection in (layer.k_proj, layer.v_proj)])
 
 
-def _causal_layer(module, N, kv_heads):
+def _causal_layer(module, N, kv_heads=4, dropout=0.0):
     torch.manual_seed(N)
-    return module(32, 4, kv_heads=kv_heads, causal=True).to(DEVICE).eval(), torch.randn(2, N, 32, device=DEVICE)
+    return module(32, 4, kv_heads=kv_heads, causal=True, dropout=dropout).to(DEVICE).eval(), torch.randn(2, N, 32, device=DEVICE)
 
+
+# ---------------------------------------------------------------- the formula
 
 def _full(layer, x):
     """What a layer without dropout gives for x, from its parameters in float64."""

@@ -1,38 +1,38 @@
-"""Checks for operations on rows and for matrix products, part of helpers/check.py."""
-import numpy as np
+"""Checks of operations on rows, and of matrix products, in Triton."""
 import torch
 
+from helpers.check.core import agrees, everywhere, guarded, outside, over, properties, untouched, unwritten
+from helpers.check.kernels import own_work
 from helpers.device import DEVICE
-from helpers.check.core import difference, everywhere, guarded, outside, properties, unwritten
 
 
 def softmax(fn):
     """fn(x) returns the softmax of each row of a float32 tensor [rows, N]."""
-    masked = _scores(5, 256)
-    masked[:, 100::3] = -float("inf")
-    _run("softmax", _rows(torch.softmax) + [("scores of -inf weigh nothing", _agrees(_soft(torch.softmax), (masked,)))], fn)
+    masked = ("scores of -inf weigh nothing", over("", _masked)(agrees(_soft(torch.softmax)), (5, 256)))
+    properties("softmax", _rows(torch.softmax) + [masked], fn)
 
 
 def log_softmax(fn):
     """fn(x) returns the logarithm of the softmax of each row of a float32 tensor [rows, N]."""
-    _run("log_softmax", _rows(torch.log_softmax), fn)
+    properties("log_softmax", _rows(torch.log_softmax), fn)
 
 
 def matmul(fn):
     """fn(a, b) returns a @ b for tensors [M, K] and [K, N], float32 or float16, of any strides."""
-    views = (_random(64, 128).T, _random(64, 256)[:, ::4].T)
-    _run("matmul", _products(torch.matmul, lambda a, b, bias: (a, b))
-         + [("views that are not contiguous", _agrees(torch.matmul, views))], fn)
+    views = ("views that are not contiguous", over("", _views)(_right(torch.matmul), ()))
+    properties("matmul", _products(torch.matmul, lambda a, b, bias: (a, b)) + [views], fn)
 
 
 def linear(fn):
-    """fn(x, w, bias) returns x @ w.T + bias for tensors [M, K], [N, K] and [N], float32 or float16, contiguous."""
-    _run("linear", _products(torch.nn.functional.linear, lambda a, b, bias: (a, b.T.contiguous(), bias)), fn)
+    """fn(x, w, bias) returns x @ w.T + bias for tensors [M, K], [N, K] and [N], float32 or float16, contiguous.
 
-
-def _run(title, cases, fn):
-    with np.errstate(all="ignore"):                      # the interpreter computes with NumPy: inf and NaN are the check's to report
-        properties(title, cases, fn)
+    One kernel does it all: no copy of w, no second pass for the bias.
+    """
+    on = over("shape {} x {} x {}", lambda *shape: _transposed(*_factors(*shape)))
+    once = over("", lambda: _transposed(*_odd_sums(32, 32, 64)))
+    properties("linear", _products(torch.nn.functional.linear, _transposed) + [
+        ("the bias is added before the sum is rounded", once(_right(torch.nn.functional.linear), ())),
+        ("one kernel reads the inputs and stores the result", on(own_work, (40, 33, 48)))], fn)
 
 
 def _random(*shape):
@@ -40,76 +40,79 @@ def _random(*shape):
     return guarded(torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(DEVICE))
 
 
-def _scores(rows, N):
-    """Random scores whose first column has the largest of each row, and a positive one."""
-    x = _random(rows, N)
-    x[:, 0] = 6
-    return x
-
+# ---------------------------------------------------------------- rows
 
 def _soft(operation):
     """torch.softmax or torch.log_softmax along rows, in float64."""
     return lambda x: operation(x.double(), dim=1)
 
 
-def _agrees(expected, *cases):
-    def case(fn):
-        for inputs in cases:
-            problem = difference(fn(*inputs), expected(*(x.double() for x in inputs)))
-            if problem:
-                return f"shape {_shape(inputs)}: {problem}"
-        return ""
-    return case
+def _scores(rows, N, first=6):
+    """Random scores whose first column has the largest of each row, and a positive one."""
+    x = _random(rows, N)
+    x[:, 0] = first
+    return [x]
 
 
-def _shape(inputs):
-    return " and ".join(str(list(x.shape)) for x in inputs)
+def _masked(rows, N):
+    [x] = _scores(rows, N)
+    x[:, 100::3] = -float("inf")
+    return [x]
 
 
-def _everywhere(problem, *cases):
-    return everywhere(problem, lambda inputs: f"shape {_shape(inputs)}", *cases)
-
-
-def _untouched(inputs):
-    def case(fn):
-        before = [x.clone() for x in inputs]
-        fn(*inputs)
-        changed = [i for i, (x, y) in enumerate(zip(inputs, before)) if not x.equal(y)]
-        return f"argument {changed[0] + 1} was changed" if changed else ""
-    return case
+def _one(first, others):
+    """So far below the first that only one weight is left. N is no power of two, though a multiple of 64."""
+    x = torch.full((7, 192), float(others), device=DEVICE)
+    x[:, 0] = first
+    return [guarded(x)]
 
 
 def _rows(operation):
     """The properties of softmax and of its logarithm."""
-    agrees = lambda *cases: _agrees(_soft(operation), *((x,) for x in cases))
-    far = guarded(torch.zeros(7, 192, device=DEVICE))    # no power of two, though a multiple of 64
-    far[:, 0] = 1e4                                      # the others are so far below that only one weight is left
-    below = guarded(far - 2e4)                           # all negative: its property's name keeps that to itself, for a bug hunt
-    return [("the values are right", agrees(_scores(7, 256), _scores(3, 1024))),
-            ("a length that is no power of two", agrees(_scores(7, 50), _scores(3, 1000))),
-            ("a single column", agrees(_random(5, 1))),
-            ("scores of 1e4", agrees(far)),
-            ("a row that is rare in practice", agrees(below)),
-            ("rows that lie apart in memory", agrees(_scores(7, 320)[:, :64])),
-            ("every output element is written", _everywhere(unwritten, (_scores(7, 256),), (_scores(4, 100),))),
-            ("nothing is written outside of the tensors", _everywhere(outside, (_scores(7, 50),), (_random(5, 1),))),
-            ("the inputs are left as they were", _untouched((_scores(6, 256),)))]
+    right, on = agrees(_soft(operation)), over("shape {} x {}", _scores)
+    return [("the values are right", on(right, (7, 256), (3, 1024))),
+            ("a length that is no power of two", on(right, (7, 50), (3, 1000))),
+            ("a single column", over("", lambda: [_random(5, 1)])(right, ())),
+            ("scores of 1e4", over("", _one)(right, (1e4, 0))),
+            # all negative: the name keeps that to itself, for a bug hunt
+            ("a row that is rare in practice", over("", _one)(right, (-1e4, -2e4), (-1e30, -2e30))),
+            ("rows that lie apart in memory", over("", lambda: [_scores(7, 320)[0][:, :64]])(right, ())),
+            ("every output element is written", on(everywhere(unwritten), (7, 256), (4, 100))),
+            ("nothing is written outside of the tensors", on(everywhere(outside), (7, 50), (5, 1))),
+            ("the inputs are left as they were", on(untouched, (6, 256)))]
+
+
+# ---------------------------------------------------------------- products
+
+def _factors(M, N, K):
+    return _random(M, K), _random(K, N), _random(N)
+
+
+def _transposed(a, b, bias):
+    return a, guarded(b.T.contiguous()), bias
+
+
+def _views():
+    return _random(64, 128).T, _random(64, 256)[:, ::4].T
+
+
+def _right(expected):
+    return agrees(lambda *inputs: expected(*(x.double() for x in inputs)))
 
 
 def _products(expected, arrange):
     """The properties of an operation with one matrix product inside; arrange(a, b, bias) makes its inputs."""
-    inputs = lambda *tensors: [guarded(x) for x in arrange(*tensors)]
-    arguments = lambda M, N, K: inputs(_random(M, K), _random(K, N), _random(N))
-    agrees = lambda *cases: _agrees(expected, *(arguments(*case) for case in cases))
-    edges = [arguments(50, 64, 64), arguments(64, 77, 64), arguments(1, 1, 64)]
-    return [("the values are right", agrees((64, 64, 64), (128, 64, 192))),
-            ("rows or columns that are no multiple of the block", agrees((50, 64, 64), (64, 77, 64))),
-            ("an inner length that is no multiple of the block", agrees((64, 64, 50), (64, 64, 7))),
-            ("a single row and a single column", agrees((1, 48, 64), (48, 1, 64), (1, 1, 64))),
-            ("float16 is summed in float32", _agrees(expected, inputs(*_large_and_small(64, 64, 512)))),
-            ("every output element is written", _everywhere(unwritten, arguments(64, 64, 64), arguments(33, 70, 64))),
-            ("nothing is written outside of the tensors", _everywhere(outside, *edges)),
-            ("the inputs are left as they were", _untouched(arguments(192, 64, 64)))]
+    on = over("M, N, K = {}, {}, {}", lambda *shape: arrange(*_factors(*shape)))
+    right = _right(expected)
+    half = over("", lambda: arrange(*_large_and_small(32, 32, 512)))
+    return [("the values are right", on(right, (64, 64, 64), (96, 64, 128))),
+            ("rows or columns that are no multiple of the block", on(right, (50, 64, 64), (64, 77, 64))),
+            ("an inner length that is no multiple of the block", on(right, (64, 64, 50), (64, 64, 7))),
+            ("a single row and a single column", on(right, (1, 48, 64), (48, 1, 64), (1, 1, 64))),
+            ("float16 is summed in float32", half(right, ())),
+            ("every output element is written", on(everywhere(unwritten), (64, 64, 64), (33, 70, 64))),
+            ("nothing is written outside of the tensors", on(everywhere(outside), (50, 64, 64), (64, 77, 64), (1, 1, 64))),
+            ("the inputs are left as they were", on(untouched, (192, 64, 64)))]
 
 
 def _large_and_small(M, N, K):
@@ -121,4 +124,11 @@ def _large_and_small(M, N, K):
     row = torch.full([K], 2.0**-7)
     row[0], row[-1] = 2048, -2048
     powers = lambda n: 2.0 ** (torch.arange(n) % 4)
-    return [x.to(DEVICE, torch.float16) for x in (powers(M)[:, None] * row, powers(N).expand(K, N), torch.zeros(N))]
+    return [guarded(x.to(DEVICE, torch.float16)) for x in (powers(M)[:, None] * row, powers(N).expand(K, N), torch.zeros(N))]
+
+
+def _odd_sums(M, N, K):
+    """float16 factors whose product is 2049 everywhere, which a float16 cannot hold, and a bias of 1: 2050, which it can."""
+    a = torch.zeros(M, K)
+    a[:, 0], a[:, -1] = 2048, 1
+    return [guarded(x.to(DEVICE, torch.float16)) for x in (a, torch.ones(K, N), torch.ones(N))]

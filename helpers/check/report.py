@@ -1,0 +1,67 @@
+"""What a check prints: a line a property, an exception with the reader's own line, and at last how many properties hold."""
+import dis
+import linecache
+import sysconfig
+import textwrap
+
+from helpers import ROOT
+
+WIDTH = 110                                              # more wraps inside words in a window of 1440 pixels
+NOT_THEIRS = str(ROOT / "helpers"), sysconfig.get_path("stdlib"), "<exported cells", "<frozen"
+
+
+def show(title, results):
+    """Print the {property: "" or what went wrong} of one operation. True if every property holds."""
+    print(title)
+    problems, told = [*results.values()], set()
+    alike = len(problems) > 1 and problems[0] and len(set(problems)) == 1
+    for name, problem in {"every property": problems[0]}.items() if alike else results.items():
+        said = f"{name}: {'the same' if problem in told else problem}" if problem else name
+        print(textwrap.fill(said, WIDTH, initial_indent="  FAIL  " if problem else "  ok    ", subsequent_indent=" " * 8,
+                            break_long_words=False, break_on_hyphens=False))
+        told |= {problem}
+    print(f"  {problems.count('')} of {len(problems)} properties hold")
+    return not any(problems)
+
+
+def is_stub(error):
+    """Did the reader's own code say `raise NotImplementedError`? Where a library raises it, something was attempted."""
+    cause = _chain(error)[-1]
+    if not isinstance(cause, NotImplementedError):
+        return False
+    frame, at = [(step.tb_frame, step.tb_lasti) for step in _steps(cause)][-1]
+    return _theirs(frame) and dis.opname[frame.f_code.co_code[at]] == "RAISE_VARARGS"
+
+
+def raised(error):
+    """A sentence about an exception, with the reader's line that led to it."""
+    chain = _chain(error)
+    told = " ".join(str(chain[-1]).split())[:200]
+    told = f"raised {type(chain[-1]).__name__}" + (f": {told}" if told else "")
+    steps = [step for link in chain for step in _steps(link) if _theirs(step.tb_frame)]
+    if not steps:
+        return f"it {told}"
+    frame, line = steps[-1].tb_frame, steps[-1].tb_lineno
+    text = linecache.getline(frame.f_code.co_filename, line).strip()
+    return f"line {line}, in {frame.f_code.co_name}: `{textwrap.shorten(text, 80)}` {told}"
+
+
+def _chain(error):
+    """The exception and its causes: Triton's interpreter wraps what a kernel raises."""
+    chain = [error]
+    while chain[-1].__cause__ is not None:
+        chain.append(chain[-1].__cause__)
+    return chain
+
+
+def _steps(error):
+    step = error.__traceback__
+    while step is not None:
+        yield step
+        step = step.tb_next
+
+
+def _theirs(frame):
+    """Is this code the reader's: from a cell or a file, but not from the course, from Python or from an installed package?"""
+    file = frame.f_code.co_filename
+    return not file.startswith(NOT_THEIRS) and "site-packages" not in file

@@ -1,0 +1,47 @@
+"""Right and wrong versions of sums, turns and block counts."""
+import math
+
+import torch
+
+from helpers import check
+from mistakes.ways import beyond_the_end, in_place, when, without_the_last
+
+
+def cdiv(n, block):
+    return (n + block - 1) // block
+
+
+def mistakes(right):
+    """Wrong versions of an operation on vectors, from a right one. The vector is the last tensor argument."""
+    on = lambda applies, spoil: when(right, lambda *args: applies(len([x for x in args if isinstance(x, torch.Tensor)][-1])), spoil)
+
+    def last_is_zero(z, *_):
+        z[-1] = 0
+        return z
+
+    def refuses(*_):
+        raise RuntimeError("a grid of zero programs")
+
+    return {
+        "every value that was written is right": on(lambda n: n % 1024 == 0 and n, lambda z, *_: z + 1),
+        "written values are right at a length that is no multiple of the block": on(lambda n: n % 1024 and n > 1, last_is_zero),
+        "a single element": on(lambda n: n == 1, lambda z, *_: z + 1),
+        "an empty vector": on(lambda n: n == 0, refuses),
+        "every output element is written": on(lambda n: n > 1, without_the_last),
+        "nothing is written outside of the tensors": on(lambda n: n > 1, beyond_the_end),
+        "the inputs are left as they were": in_place(right),
+    }
+
+
+def block_sums(x, block):
+    return torch.stack([piece.sum() for piece in x.split(block)]) if len(x) else x
+
+
+CASES = {run: dict(right=[right], wrong=mistakes(right)) for run, right in (
+    (check.vector_add, torch.add), (check.scale_add, lambda a, x, y: a * x + y), (check.reverse, lambda x: x.flip(0)),
+    (check.block_sums, block_sums))}
+CASES[check.cdiv] = dict(right=[cdiv], wrong={
+    "a length that is a multiple of the block": lambda n, b: n // b + 1,
+    "a length that is no multiple of the block": [lambda n, b: n // b, lambda n, b: round(n / b)],
+    "nothing to do needs no block": lambda n, b: max(1, cdiv(n, b)),
+    "lengths too long for a float": lambda n, b: math.ceil(n / b)})

@@ -1,0 +1,100 @@
+"""The checks of the exercises: right versions pass, and for every property a wrong version is caught by it (mistakes/*.py).
+
+A module of mistakes has CASES = {check: dict(right=[fn, …], wrong={property: fn or [fn, …]}, also=[fn, …])}, where those of
+`also` fail some property. `stub` and `broken` may be given where a check takes no function.
+"""
+import contextlib
+import importlib
+import io
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from helpers import device
+from helpers.check import core
+
+HERE = Path(__file__).parent
+IN_THE_INTERPRETER = {"every number is written by one program", "one kernel reads the inputs and stores the result"}
+
+
+def stub(*args, **kwargs):
+    raise NotImplementedError
+
+
+def broken(*args, **kwargs):
+    raise ZeroDivisionError("by zero")
+
+
+def name_of(run):
+    options = [f"{key}={value}" for key, value in getattr(run, "keywords", {}).items()]
+    return " ".join([getattr(run, "func", run).__name__, *options])
+
+
+CASES = {}
+for file in sorted((HERE / "mistakes").glob("*.py")):
+    for run, versions in getattr(importlib.import_module(f"mistakes.{file.stem}"), "CASES", {}).items():
+        CASES[f"{file.stem} {name_of(run)}"] = (run, versions)
+every = pytest.mark.parametrize("name", CASES)
+
+
+def printed(run, fn):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        run(fn)
+    return out.getvalue()
+
+
+def report(run, fn, only=None):
+    """{property: "" or what went wrong}, read from what a check prints; of one property only, if it is named."""
+    lines = []
+    with contextlib.ExitStack() as stack:
+        for module in [module for name, module in sys.modules.items() if only and name.startswith("helpers.check.")]:
+            if getattr(module, "properties", None) is core.properties and module is not core:
+                stack.enter_context(mock.patch.object(module, "properties", lambda title, cases, fn: core.properties(
+                    title, [case for case in cases if case[0] == only], fn)))
+        text = printed(run, fn)
+    for line in text.splitlines()[1:]:
+        if line[:8] == " " * 8:
+            lines[-1] += line[7:]
+        else:
+            lines.append(line)
+    return {name: problem for name, _, problem in (line[8:].partition(": ") for line in lines if line[2:6] in ("ok  ", "FAIL"))}
+
+
+def versions_of(wrong):
+    return wrong if isinstance(wrong, list) else [wrong]
+
+
+@every
+def test_right_versions_pass_and_every_property_has_a_wrong_one(name):
+    run, versions = CASES[name]
+    for right in versions["right"]:
+        found = report(run, right)
+        assert found and not any(found.values()), found
+        assert set(found) <= set(versions["wrong"])
+
+
+@pytest.mark.parametrize("name,wrong", [(name, wrong) for name, (_, versions) in CASES.items() for wrong in versions["wrong"]])
+def test_a_wrong_version_fails_its_property(name, wrong):
+    run, versions = CASES[name]
+    if wrong in IN_THE_INTERPRETER and not device.INTERPRETED:
+        pytest.skip("seen in the interpreter only")
+    for fn in versions_of(versions["wrong"][wrong]):
+        found = report(run, fn, only=wrong)
+        assert found[wrong], found
+
+
+@pytest.mark.parametrize("name,place", [(name, i) for name, (_, versions) in CASES.items() for i in range(len(versions.get("also", [])))])
+def test_what_is_wrong_somewhere_fails_somewhere(name, place):
+    run, versions = CASES[name]
+    assert any(report(run, versions["also"][place]).values())
+
+
+@every
+def test_a_stub_is_not_attempted_and_an_exception_is_a_failed_property(name):
+    run, versions = CASES[name]
+    assert printed(run, versions.get("stub", stub)).endswith(": not attempted yet\n")
+    found = report(run, versions.get("broken", broken))
+    assert all(found.values()) or "ZeroDivisionError: by zero" in str(found), found
