@@ -24,4 +24,3 @@ from helpers.check.scales import causal_scaled_attention, scaled_attention      
 from helpers.check.model import attention_dropout, attention_layer, decoding                   # attention_in_a_model
 from helpers.check.timing import median_time, share, tflops                                    # measuring
 from helpers.check.claims import average_speedup, crossover                                    # claims
-from helpers.check.claims import average_speedup, crossover                                       # claims
