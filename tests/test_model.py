@@ -1,4 +1,4 @@
-"""Lesson 12: the layers against each other and against PyTorch's, dropout, training, autocast, the stand-in."""
+"""Attention in a model: the layers against each other and PyTorch's, dropout, training, autocast, the stand-in."""
 from unittest import mock
 
 import numpy as np
@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 
-from helpers import bench_model, device, lessons
+from helpers import device
+from helpers.bench import model as bench_model
 from helpers.check.model import summing
+from helpers.lessons import attention_in_a_model as lesson
 
-lesson = lessons.attention_in_a_model
 MODULES = [lesson.StandardAttention, lesson.TritonFlashAttention, lesson.TorchAttention]
 every = pytest.mark.parametrize("module", MODULES, ids=lambda m: m.__name__)
 flash = lesson.TritonFlashAttention
@@ -181,7 +182,8 @@ TEXT = "the quick brown fox jumps over the lazy dog. " * 4
 
 def small(module, dropout=0.0):
     torch.manual_seed(3)
-    return lesson.GPT(module, len(set(TEXT)), context=16, embed_dim=16, num_heads=2, layers=2, dropout=dropout).to(device.DEVICE)
+    model = lesson.GPT(module, len(set(TEXT)), context=16, embed_dim=16, num_heads=2, layers=2, dropout=dropout)
+    return model.to(device.DEVICE)
 
 
 def run(module, dropout=0.0, steps=8, **options):
@@ -238,7 +240,8 @@ def test_autocast(dtype, bound):
 
 # ---------------------------------------------------------------- the stand-in
 
-@pytest.mark.parametrize("options", [dict(), dict(is_causal=True), dict(scale=0.3), dict(enable_gqa=True, is_causal=True)], ids=str)
+@pytest.mark.parametrize("options", [dict(), dict(is_causal=True), dict(scale=0.3),
+                                     dict(enable_gqa=True, is_causal=True)], ids=str)
 def test_drop_in_is_sdpa(options):
     q, k, v = tokens(2, 4, 12, 16), *tokens(2, 2, 2 if options.get("enable_gqa") else 4, 12, 16, seed=1)
     close([lesson.drop_in(q, k, v, **options)], [F.scaled_dot_product_attention(q, k, v, **options)])
