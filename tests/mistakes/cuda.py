@@ -6,7 +6,7 @@ from unittest import mock
 from helpers import check, cuda
 
 FIRST = "if (blockIdx.x + blockIdx.y + threadIdx.x + threadIdx.y == 0) "
-COMPILES = "it compiles"
+COMPILES, ENDLESS = "it compiles", "an endless loop"
 
 
 def kernel(name, parameters, body):
@@ -26,7 +26,8 @@ def case(run, name, parameters, bodies):
 
     checking.__name__ = name + " tiled" * ("tiled" in str(run))
     broken = kernel(name, parameters, "if (true) {")
-    wrong = {title: number for number, title in enumerate(bodies) if title}
+    checking.number = {title: number for number, title in enumerate(bodies)}
+    wrong = {title: number for title, number in checking.number.items() if title and title != ENDLESS}
     return checking, dict(right=[0], wrong=wrong | {COMPILES: broken}, broken=broken,
                           stub=kernel(name, parameters, "    // your lines here, in place of this one"))
 
@@ -59,7 +60,8 @@ def stride_kernels():
             "more threads than elements": text(" + (n < step)"),
             "every output element is written": text("").replace("i < n;", "i < n - 1;"),
             "the inputs are left as they were": text("") + FIRST + "a[0] = 0.0f;",
-            "global loads are coalesced": shared("u", "t"), "global stores are coalesced": shared("t", "u")}
+            "global loads are coalesced": shared("u", "t"), "global stores are coalesced": shared("t", "u"),
+            ENDLESS: "for (int i = blockIdx.x * 64 + threadIdx.x; i < n;) c[i] = a[i] + b[i];"}
 
 
 SQUARE = "int x = threadIdx.x, y = threadIdx.y, row = blockIdx.y * 32 + y, col = blockIdx.x * 32 + x; "
@@ -112,10 +114,11 @@ def matmul_kernels():
 
 
 PAIR, MATRIX = "float* a, const float* b, float* c, int n", "float* a, float* b, int M, int N"
+PRODUCT = "float* a, const float* b, float* c, int M, int N, int K"
 CASES = dict([
     case(check.cuda.vector_add, "vec_add", PAIR, vector_kernels("a[i] + b[i]", "a", "c")),
     case(check.cuda.scale_add, "scale_add", "float a, float* x, const float* y, float* z, int n", vector_kernels("a * x[i] + y[i]", "x", "z")),
     case(check.cuda.stride_add, "stride_add", PAIR, stride_kernels()),
     case(check.cuda.transpose, "transpose", MATRIX, transpose_kernels(tiled=False)),
     case(functools.partial(check.cuda.transpose, tiled=True), "transpose", MATRIX, transpose_kernels(tiled=True)),
-    case(check.cuda.matmul, "matmul", "float* a, const float* b, float* c, int M, int N, int K", matmul_kernels())])
+    case(check.cuda.matmul, "matmul", PRODUCT, matmul_kernels())])
