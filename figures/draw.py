@@ -1,4 +1,4 @@
-"""Draws figures/*.svg. Run by `make figures`; the same bytes each time, so that a test can compare."""
+"""Draws figures/*.svg and writes the README's measurements: `make figures`. The same bytes each time, for a test."""
 import sys
 from pathlib import Path
 
@@ -6,40 +6,46 @@ import matplotlib
 
 matplotlib.use("svg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
-from draw_pipeline import overlap, pipeline  # noqa: E402
-from draw_softmax import online_softmax  # noqa: E402
-from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
-from helpers.plotting import INK, KEY, OUTPUT, QUERY, VALUE  # noqa: E402
+import readme
+from draw_memory import attention_tiling, memory_hierarchy
+from draw_pipeline import overlap, pipeline
+from draw_softmax import online_softmax
+from draw_tiles import causal_blocks, grid_to_tiles
+from helpers import ROOT
+from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE
 
-PARTS = [
-    ("I  The GPU", QUERY, ["00 start here", "01 vector add, CUDA", "02 matrices, CUDA", "03 vector add, Triton",
-                           "04 softmax, matmul"]),
-    ("II  The algorithm", KEY, ["05 attention, memory", "06 online softmax", "07 FlashAttention, NumPy"]),
-    ("III  The kernel", VALUE, ["08 v1: one kernel", "09 v2: causal, heads", "10 backward", "11 v3: FP8, prefetch"]),
-    ("IV  The real thing", OUTPUT, ["12 in a model", "13 benchmarks"]),
+PARTS = [                                                # a row each: what it is called, its colour, its lessons
+    ("The GPU", QUERY, ["00\nstart here", "01\nvector add\nCUDA", "02\nmatrices\nCUDA", "03\nvector add\nTriton",
+                        "04\nsoftmax\nTriton", "05\nmatmul\nTriton"]),
+    ("The algorithm", KEY, ["06\nattention,\nmemory", "07\nonline\nsoftmax", "08\nblocks\nin NumPy"]),
+    ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
+                           "13\nprefetch", "14\nv3: FP8"]),
+    ("Hopper", SRAM, ["15\nv4: special\nwarps"]),
+    ("At work", OUTPUT, ["17\nin a\nmodel"]),
+    ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 
 
 def road():
-    """The map of the course: four parts, a column each, lessons from top to bottom."""
-    fig, ax = plt.subplots(figsize=(9.6, 3.2))
-    for x, (part, colour, lessons) in enumerate(PARTS):
-        ax.text(x + 0.02, 0.3, part, fontsize=11, fontweight="bold", color=INK, va="bottom")
-        for y, lesson in enumerate(lessons):
-            ax.add_patch(plt.Rectangle((x, -y - 0.62), 0.9, 0.72, facecolor="white", edgecolor=colour, linewidth=2))
-            ax.text(x + 0.45, -y - 0.26, lesson, ha="center", va="center", fontsize=9, color=INK)
-        if x:
-            ax.annotate("", (x, -0.26), (x - 0.1, -0.26), arrowprops=dict(arrowstyle="->", color=INK))
-    ax.set(xlim=(-0.05, 4), ylim=(-4.8, 0.8))
+    """The map of the course: six parts, a row each, their lessons from left to right."""
+    fig, ax = plt.subplots(figsize=(7.2, 4.7))
+    for y, (part, colour, lessons) in enumerate(PARTS):
+        number = ("I", "II", "III", "IV", "V", "VI")[y]
+        ax.text(-0.15, -y, f"{number}\n{part}", fontsize=10.5, fontweight="bold", color=INK, ha="right", va="center")
+        for x, lesson in enumerate(lessons):
+            ax.add_patch(plt.Rectangle((x, -y - 0.4), 0.86, 0.8, facecolor="white", edgecolor=colour, linewidth=2.5))
+            ax.text(x + 0.43, -y, lesson, ha="center", va="center", fontsize=9, color=INK)
+            if x:
+                ax.annotate("", (x, -y), (x - 0.14, -y), arrowprops=dict(arrowstyle="->", color=INK))
+    ax.set(xlim=(-1.35, 5.9), ylim=(0.45 - len(PARTS), 0.45))
     ax.axis("off")
     return fig
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline, overlap)}
+                                             grid_to_tiles, pipeline, overlap, readme.headline)}
 
 
 def draw(folder: Path):
@@ -52,4 +58,5 @@ def draw(folder: Path):
 
 
 if __name__ == "__main__":
-    draw(Path(__file__).resolve().parent)
+    draw(ROOT / "figures")
+    (ROOT / "README.md").write_text(readme.readme((ROOT / "README.md").read_text()))

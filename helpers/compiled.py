@@ -1,13 +1,10 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
-import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-from helpers import ROOT
+from helpers import process
 
 
 def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 90,
@@ -16,11 +13,11 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16,
     "tensordesc<fp16[64, 128]>" for a descriptor of tiles of 64 x 128, an int or a float for a number, a list for a
-    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1 become
-    constants, and multiples of 16 are promised to the compiler.
+    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1
+    become constants, and multiples of 16 are promised to the compiler.
 
-    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
-    the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
+    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block),
+    and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
     """
     return compile_kernels([dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
                                  num_warps=num_warps, num_stages=num_stages)])[0]
@@ -31,19 +28,35 @@ def compile_kernels(requests: list) -> list:
 
     That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
     """
-    # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
-    env = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "helpers.compiled"], input=json.dumps(requests), text=True,
-                          capture_output=True, env=env, cwd=ROOT)
-    made = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        kernel, capability = (requests[len(made)][key] for key in ("kernel", "capability"))
-        raise RuntimeError(f"{kernel} did not compile for sm_{capability}: {done.stderr.strip()[-2000:]}")
+    try:                                           # elsewhere: kernels decorated for the interpreter cannot be compiled
+        return process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
+    except process.Failed as failed:
+        own = [line for line in failed.stderr.splitlines() if re.search("error:", line, re.IGNORECASE)]
+        raise RuntimeError("\n".join([str(failed).removeprefix("RuntimeError: "), *own])[:2000]) from None
+
+
+def compile_all(requests: list) -> list:
+    """The work of `compile_kernels`, in a process where the interpreter is off."""
+    made = []
+    for request in requests:
+        try:
+            made.append(_compile(**request))
+        except Exception as problem:
+            name = f"{request['kernel']} did not compile for sm_{request.get('capability', 90)}"
+            raise RuntimeError(f"{name}: {_innermost(problem)}") from problem
     return made
 
 
-def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
-    """The work of `compile_kernel`, in a process where the interpreter is off."""
+def _innermost(problem) -> str:
+    """What the compiler says: the place in the function that was called last, and what is wrong there."""
+    said = str(problem)
+    while problem.__cause__:
+        problem = problem.__cause__
+        said = str(problem) if "\n" in str(problem) else f"{said}\n{problem}" if str(problem) not in said else said
+    return said
+
+
+def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3):
     from helpers import lessons
     import triton
     import triton.language as tl
@@ -52,7 +65,7 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
     from triton.experimental.gluon._runtime import GluonASTSource
 
     fn = getattr(getattr(lessons, lesson), kernel)
-    types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
+    types = dict(fp16=tl.float16, bf16=tl.bfloat16, fp32=tl.float32, fp8e5=tl.float8e5, fp8e4nv=tl.float8e4nv)
     constants, attributes = {}, {}
 
     def describe(value, path, is_constant=False):
@@ -98,7 +111,3 @@ def _disassemble(cubin: bytes):
         sass = run(tools / "nvdisasm", "-c", path)
     return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}, sass
 
-
-if __name__ == "__main__":
-    for request in json.load(sys.stdin):
-        print(json.dumps(_compile(**request)), flush=True)

@@ -75,7 +75,8 @@ def run(source, *args, emulate=None, arch="sm_80", check=True, limit_s=LIMIT_S):
     """Compile, run with these command-line arguments, and return what was printed.
 
     On the GPU if there is one, else emulated; `emulate` True or False decides otherwise. `arch` names the GPU to compile
-    for; newer ones run it too. A program that fails, or runs for longer than limit_s seconds, raises CudaError with its words; check=False returns them instead."""
+    for; newer ones run it too. A program that fails, or runs for longer than limit_s seconds, raises CudaError with its
+    words; check=False returns them instead."""
     status, out, err = _execute(source, args, not has_gpu() if emulate is None else emulate, arch, {}, limit_s)
     if status and check:
         raise CudaError(f"{_read(source)[0]} ended with status {status}:\n{out}{err}".rstrip())
@@ -126,19 +127,22 @@ def _cubin(source, arch):
 
 def sass(source, arch="sm_80"):
     """The machine code for that GPU, as text."""
-    listing = subprocess.run([toolchain.find_tool("cuobjdump"), "-sass", _cubin(source, arch)[0]], capture_output=True, text=True)
+    listing = subprocess.run([toolchain.find_tool("cuobjdump"), "-sass", _cubin(source, arch)[0]],
+                             capture_output=True, text=True)
     if listing.returncode:
         raise CudaError(f"cuobjdump cannot read the machine code: {listing.stderr.strip()}")
     return listing.stdout
 
 
 def resources(source, arch="sm_80"):
-    """What ptxas reports of each kernel: dicts with name, registers (a thread), shared (static bytes a block), spill (bytes)."""
+    """{kernel: what it takes of a multiprocessor}, as ptxas reports it: registers (of a thread), shared (static bytes of
+    a block), spill (bytes of a thread that found no register)."""
     entry = re.compile(r"entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
                        r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)", re.S)
-    return [{"name": _plain(m["name"]), "registers": int(m["registers"]),
-             "shared": int((re.search(r"(\d+) bytes smem", m["rest"]) or [0, 0])[1]),
-             "spill": int(m["stores"]) + int(m["loads"])} for m in entry.finditer(_cubin(source, arch)[1])]
+    return {_plain(m["name"]): {"registers": int(m["registers"]),
+                                "shared": int((re.search(r"(\d+) bytes smem", m["rest"]) or [0, 0])[1]),
+                                "spill": int(m["stores"]) + int(m["loads"])}
+            for m in entry.finditer(_cubin(source, arch)[1])}
 
 
 def _plain(mangled):
@@ -147,12 +151,22 @@ def _plain(mangled):
     return m[2][:int(m[1])] if m else mangled
 
 
+class Source(str):
+    """C++ text, which Jupyter shows with its syntax in colours."""
+
+    def _repr_markdown_(self):
+        return f"```cpp\n{self.strip(chr(10))}\n```"
+
+    def __repr__(self):
+        return str(self)
+
+
 def show(source, kernel=None):
     """The text of a source, or of one of its kernels with the comment above it. ValueError if it has none of that name."""
     name, text = _read(source)
     if kernel is None:
-        return text
+        return Source(text)
     spans = rewrite.spans(text)
     if kernel not in spans:
         raise ValueError(f"{name} has no kernel {kernel!r}; it has {', '.join(spans)}")
-    return text[slice(*spans[kernel])]
+    return Source(text[slice(*spans[kernel])])

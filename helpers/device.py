@@ -1,8 +1,8 @@
 """Where Triton kernels run: on an NVIDIA GPU if there is one, otherwise in Triton's interpreter on the CPU.
 
 Triton decides at its import, so this module comes first: `from helpers import device`, then `import triton`.
-TRITON_INTERPRET=1 in the environment asks for the interpreter on a GPU machine too, to debug; TRITON_INTERPRET=0 forbids
-it, so that a machine without a GPU can compile kernels (helpers/compiled.py).
+TRITON_INTERPRET=1 in the environment asks for the interpreter on a GPU machine too, to debug; TRITON_INTERPRET=0
+forbids it, so that a machine without a GPU can compile kernels (helpers/compiled.py).
 """
 import functools
 import os
@@ -29,7 +29,8 @@ def describe() -> str:
     """One line that says where kernels run. It begins with `[gpu]`, so the tests do not compare it."""
     versions = f"torch {torch.__version__.split('+')[0]}, triton {triton.__version__}"
     if INTERPRETED:
-        return f"[gpu] none in use: kernels run in Triton's interpreter on the CPU ({versions})"
+        emulated = "" if torch.cuda.is_available() else ", CUDA C++ in an emulator"
+        return f"[gpu] none in use: Triton runs in its interpreter{emulated} ({versions})"
     name = torch.cuda.get_device_name()
     major, minor = torch.cuda.get_device_capability()
     return f"[gpu] {name}, compute capability {major}.{minor} ({versions})"

@@ -62,6 +62,12 @@ def torch_attention(q, k, v, *, is_causal=False, scale=None):
     return p.masked_fill(~seen.any(-1, keepdim=True), 0.0) @ v
 
 
+def last_head(q, k, v, *, is_causal=False, last=None):
+    """torch_attention of the last head of [B, heads, N, D] in float64: o [last, D_v] of the last queries, or of all."""
+    q, k, v = (x[-1, -1].double() for x in (q, k, v))
+    return torch_attention(q[-last:] if last else q, k, v, is_causal=is_causal)
+
+
 def _probabilities(q, k, is_causal, scale):
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     seen = visible(q.shape[-2], k.shape[-2], is_causal)

@@ -4,20 +4,16 @@
         add(x, y)
     print(moved)
 
-Counted is what the programs ask for, lane by lane: a load through 64 x 32 pointers is 2048 elements, less the lanes that
-are masked off, which are reported apart. Caches come after that, and so does the rounding to whole sectors: the memory
-of a GPU may move less, or more. What stays on the chip (tl.dot, reductions, tl.gather) is not counted.
+Counted is what the programs ask for, lane by lane: a load through 64 x 32 pointers is 2048 elements, less the lanes
+that are masked off, which are reported apart. Caches come after that, and so does the rounding to whole sectors: the
+memory of a GPU may move less, or more. What stays on the chip (tl.dot, reductions, tl.gather) is not counted.
 """
 import contextlib
-import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
-from helpers import ROOT, device, lessons
-from helpers.interpreter_memory import watched
+from helpers import device, lessons, process
+from helpers.interpreter import watched
 
 import torch
 
@@ -88,15 +84,15 @@ def of(lesson: str, function: str, *shapes, dtype="float16", **options) -> Traff
 
 
 def _in_a_process(*arguments, **options) -> Traffic:
-    done = subprocess.run([sys.executable, "-m", "helpers.traffic"], input=json.dumps([arguments, options]), text=True,
-                          capture_output=True, env={**os.environ, "TRITON_INTERPRET": "1"}, cwd=ROOT)
-    if done.returncode:
-        raise RuntimeError(f"{arguments[1]} could not be counted: {(done.stderr.strip() or 'no message').splitlines()[-1]}")
     moved = Traffic()
-    moved.rows.update({tuple(key): Moved(*numbers) for key, numbers in json.loads(done.stdout.splitlines()[-1])})
+    try:
+        rows = process.call("helpers.traffic", "_rows", arguments, options, TRITON_INTERPRET="1")
+    except RuntimeError as problem:
+        raise RuntimeError(f"{arguments[1]} could not be counted: {problem}") from None
+    moved.rows.update({tuple(key): Moved(*numbers) for key, numbers in rows})
     return moved
 
 
-if __name__ == "__main__":
-    arguments, options = json.load(sys.stdin)
-    print(json.dumps([(key, astuple(moved)) for key, moved in of(*arguments, **options).rows.items()]))
+def _rows(arguments, options) -> list:
+    """What `of` counts, as JSON can hold it."""
+    return [(key, astuple(moved)) for key, moved in of(*arguments, **options).rows.items()]

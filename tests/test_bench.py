@@ -1,5 +1,4 @@
-"""The benchmark suites at sizes the interpreter can do, with a clock that is made up; resuming, the budget, the progress line."""
-import io
+"""The suites at sizes the interpreter can do, with a clock that is made up; resuming, the budget, the progress line."""
 import itertools
 import json
 import subprocess
@@ -8,12 +7,13 @@ import types
 import pytest
 import torch
 
-from helpers import bench, bench_attention, bench_backward, bench_claims, bench_ladder, bench_run, device, measure
+from helpers import bench, device, records
+from helpers.bench import __main__ as command, attention, claims, clock, first_call, kernels, programs, run
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
-WHERE = dict(device="NVIDIA H200", driver="1", torch="2", triton="3", cuda="13", cudnn=9, nvcc="13", date="today", commit="abc",
-             command="here")
+WHERE = dict(device="NVIDIA H200", driver="1", torch="2", triton="3", cuda="13", cudnn=9, nvcc="13", date="today",
+             commit="abc", command="here")
 
 
 @pytest.fixture
@@ -22,53 +22,61 @@ def small(monkeypatch):
     def timing(fn):
         fn()
         return dict(TIMES)
-    for module in (bench, bench_attention, bench_backward, bench_claims):
-        monkeypatch.setattr(module, "timing", timing)
-    monkeypatch.setattr(bench_attention, "TOKENS", 64)
-    monkeypatch.setattr(bench_attention, "HIDDEN", 128)
-    for name, sizes in dict(LENGTHS=[32, 64], ONE_HEAD=[48], FLEX_LENGTHS=[]).items():
-        monkeypatch.setattr(bench_attention, name, sizes)
-    monkeypatch.setattr(bench_backward, "LENGTHS", [32])
-    for name, sizes in dict(BATCHES=[1, 2], LENGTHS=[16, 48], COMPARED=16, TABLE_LENGTH=40, PRODUCT=256,
-                            SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]).items():
-        monkeypatch.setattr(bench_claims, name, sizes)
+    monkeypatch.setattr(clock, "timing", timing)
+    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], BACKWARD_LENGTHS=[32],
+                             LAST=16),
+             claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], LAST=16, TABLE_LENGTH=40, PRODUCT=256,
+                          SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]),
+             programs: dict(VECTORS=[1000], ELEMENTS=2**10, LENGTHS=[256], SIZES=[32])}
+    for module, values in sizes.items():
+        for name, value in values.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64],))
     # PyTorch's fused backends are on the GPU only; its own choice stands in for them
-    monkeypatch.setattr(bench_attention, "sdpa_kernel", lambda backend: bench_run.contextlib.nullcontext())
+    monkeypatch.setattr(kernels, "sdpa_kernel", lambda backend: run.contextlib.nullcontext())
 
 
 @pytest.fixture
 def elsewhere(monkeypatch, tmp_path):
     """Records are written into a folder of the test's own, by a device that is not there."""
     (tmp_path / "figures").mkdir()
-    monkeypatch.setattr(measure, "ROOT", tmp_path)
+    monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setattr(device, "INTERPRETED", False)
-    monkeypatch.setattr(bench, "provenance", lambda: dict(WHERE))
-    monkeypatch.setattr(bench, "ceilings", lambda: dict(copy_gb_per_s=4000, matmul_tflops=600))
+    monkeypatch.setattr(clock, "provenance", lambda command: dict(WHERE))
+    monkeypatch.setattr(clock, "ceilings", lambda: dict(copy_gb_per_s=4000, matmul_tflops=600))
     return tmp_path / "figures" / "h200"
 
 
-# ---------------------------------------------------------------- what the suites measure
+def measured(suite):
+    """All rows of a suite, measured now."""
+    return [row for job in bench.SUITES[suite]() for row in run.rows_of(*job)]
+
+
+# what the suites measure
 
 def names(rows):
     return list(dict.fromkeys(row["name"] for row in rows))
 
 
-SDPA = ["SDPA flash", "SDPA cudnn", "SDPA efficient"]
-EXPECTED = {"flash_attention_v1": (["standard", "v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA, "standard"], 2 * 2 * 2 * 5),
-            "flash_attention_v3": (["v2", "v3", "v3 fp8", "v3 fp8 kernel", *SDPA, "standard"], 2 * 2 * 2 * 8),
-            "backward": (["ours", *SDPA, "standard"], 2 * 2 * 5),
-            "lengths_and_batches": (["standard", "v2", "v3", "SDPA flash"], 2 * 2 * 4),
-            "table_8192": (["standard", "v1, 1-D grid", "v1", "v2", "v3", *SDPA, "v3 fp8"], 3 * 8 + 1)}
+SDPA = ["standard", "SDPA flash", "SDPA cudnn", "SDPA efficient"]
+VERSIONS = ["v2", "v3", "v4"]
+EXPECTED = {"flash_attention_v1": (["v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA], 2 * 2 * 5),
+            "forward": ([*VERSIONS, "v3 fp8", "v4 fp8", *SDPA], 2 * 2 * 9),
+            "backward": (["ours", *SDPA], 2 * 2 * 5),
+            "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers",
+                        "tuned", "specialized", "fp8 kernel"], 4 * 11),
+            "lengths_and_batches": (["standard", *VERSIONS, "SDPA flash"], 2 * 5),
+            "table_8192": (["v1, 1-D grid", "v1", *VERSIONS, *SDPA, "v3 fp8", "v4 fp8"], 3 * 9 + 2)}
 
 
 @pytest.mark.parametrize("suite", EXPECTED)
 def test_a_suite_at_small_sizes(small, suite):
-    rows = list(bench.SUITES[suite]())
+    rows = measured(suite)
     assert (sorted(names(rows)), len(rows)) == (sorted(EXPECTED[suite][0]), EXPECTED[suite][1])
     assert not [row for row in rows if "error" in row]
     for row in rows:
-        heads, batch = row["heads"], row.get("batch", 1)
-        work = 4 * batch * heads * row["N"]**2 * row["D"] / (2 if row.get("is_causal") else 1) * (2.5 if suite == "backward" else 1)
+        work = (4 * row["batch"] * row["heads"] * row["N"]**2 * row["D"] / (2 if row["is_causal"] else 1)
+                * (2.5 if suite == "backward" else 1))
         assert row["tflops"] == pytest.approx(work / 2 / 1e9) and row["median_ms"] == 2.0 and row["peak_bytes"] == 64
         assert 0 < row["relative_error"] < (0.2 if "fp8" in row["name"] else 5e-3)
         assert row["dtype"] == ("float8_e4m3fn" if "fp8" in row["name"] else "float16")
@@ -76,66 +84,90 @@ def test_a_suite_at_small_sizes(small, suite):
 
 
 def test_types_at_small_sizes(small):
-    rows = list(bench.SUITES["types"]())
-    products, attention = [r for r in rows if "n" in r], [r for r in rows if "N" in r]
+    rows = measured("types")
+    products, attended = [r for r in rows if "n" in r], [r for r in rows if "N" in r]
     assert [r["dtype"] for r in products] == ["float32", "float16", "bfloat16", "float8_e4m3fn"]
     assert all(r["tflops"] == pytest.approx(2 * 256**3 / 2 / 1e9) for r in products[:3])
-    assert {r["dtype"] for r in attention} == {"float32", "float16", "bfloat16", "float8_e4m3fn"}
-    for row in attention:
-        assert "error" in row or row["largest_difference"] <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}.get(row["dtype"], 0.5)
+    assert {r["dtype"] for r in attended} == {"float32", "float16", "bfloat16", "float8_e4m3fn"}
+    bounds = dict(float32=1e-5, float16=5e-3, bfloat16=5e-2, float8_e4m3fn=0.5)
+    for row in attended:
+        assert "error" in row or row["largest_difference"] <= bounds[row["dtype"]]
         assert row["name"] != "standard" or row["largest_difference"] == 0
-    assert not [r for r in attention if "error" in r and r["name"] in ("v2", "v3")]
+    assert not [r for r in attended if "error" in r and r["name"] in VERSIONS]
+
+
+def test_vectors_softmax_and_products_at_small_sizes(small):
+    added = {row["name"]: row["gb_per_s"] for row in measured("vector_add")}
+    assert added == dict(copy=0.004, torch=0.006, triton=0.006)
+    rows = measured("softmax_and_matmul")
+    assert [(row["operation"], row["name"]) for row in rows] == (
+        [("softmax", name) for name in ("copy", "five steps", "torch", "triton")]
+        + [("matmul", name) for name in ("naive", "tile of 32", "autotuned", "torch")])
+    assert rows[0]["gb_per_s"] == 2 * 4 * 2**10 / 2 / 1e6 and rows[-1]["tflops"] == 2 * 32**3 / 2 / 1e9
+    assert [row["name"] for row in rows if "tile" in row] == ["autotuned"]
+
+
+@pytest.mark.parametrize("name,before", [("softmax", 3), ("matmul", 1)])
+def test_a_wrong_softmax_or_product_is_not_timed(small, monkeypatch, name, before):
+    lesson = getattr(programs.lessons, f"{name}_triton")
+    wrong = types.SimpleNamespace(**vars(lesson) | {name: lambda *tensors, **tiles: tensors[0] * float("nan")})
+    rows = []
+    with pytest.raises(AssertionError, match="is off by nan at .*: not timed"):
+        for job in getattr(programs, f"_{name}")(wrong):
+            rows += run.rows_of(*job)
+    assert len(rows) == before                           # those that came before it
 
 
 def test_a_kernel_after_a_rest_and_under_load(small, monkeypatch):
     calls = []
     def call_times(fn, n, scratch):
         calls.append(n)
-        return [2.0 if len(calls) % 3 == 1 else 4.0] * n
-    monkeypatch.setattr(bench_ladder, "call_times", call_times)
-    monkeypatch.setattr(bench_ladder, "TOKENS", 64)
-    monkeypatch.setattr(bench_ladder, "HIDDEN", 128)
-    monkeypatch.setattr(bench_ladder.time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(bench_ladder.torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(bench_ladder.subprocess, "run", lambda *command, **options: types.SimpleNamespace(stdout="1800, 690.5\n"))
-    rows = list(bench.SUITES["after_a_rest"]())
-    assert names(rows) == ["v3", "SDPA flash", "SDPA cudnn"] and not [row for row in rows if "error" in row]
+        return [200.0 if len(calls) % 3 == 1 else 400.0] * n
+    monkeypatch.setattr(clock, "call_times", call_times)
+    monkeypatch.setattr(attention.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    seen = types.SimpleNamespace(stdout="1800, 690.5\n")
+    monkeypatch.setattr(attention.subprocess, "run", lambda *command, **options: seen)
+    rows = measured("after_a_rest")
+    assert names(rows) == ["v3", "v4", "SDPA flash", "SDPA cudnn"] and not [row for row in rows if "error" in row]
     for row in rows:
-        assert (row["rested_ms"], row["median_ms"], row["clock_mhz"], row["watts"]) == (2.0, 4.0, 1800, 690.5)
-        assert row["rested_tflops"] == pytest.approx(2 * row["tflops"]) == pytest.approx(4 * 128 * 64**2 / 2 / 1e9)
-    assert calls == 3 * [20, 1000, 20]
+        assert (row["rested_ms"], row["median_ms"], row["clock_mhz"], row["watts"]) == (200.0, 400.0, 1800, 690.5)
+        assert row["rested_tflops"] == pytest.approx(2 * row["tflops"]) == pytest.approx(4 * 128 * 64**2 / 200 / 1e9)
+    assert calls == 4 * [20, 10, 20]
 
 
-def test_the_first_call_is_measured_in_processes_of_their_own(monkeypatch):
+def test_the_first_call_is_measured_in_processes_of_their_own(elsewhere, monkeypatch):
     calls = []
-    def run(command, env, **options):
-        bench_claims.Path(env["TRITON_CACHE_DIR"]).mkdir(exist_ok=True)
-        calls.append(command[-1])
-        return types.SimpleNamespace(returncode=0, stdout='a warning\n{"first_ms": 9.0, "second_ms": 1.0}\n')
-    monkeypatch.setattr(bench_claims.subprocess, "run", run)
-    rows = list(bench.SUITES["first_call"]())
-    assert [(r["name"], r["cache"]) for r in rows] == [("standard", "none"), ("v2", "empty"), ("v2", "filled"), ("v3", "empty"),
-                                                     ("v3", "filled")]
-    assert calls == ["standard", "v2", "v2", "v3", "v3"] and rows[1]["first_ms"] == 9.0
+    def call(module, function, name, TRITON_CACHE_DIR):
+        first_call.Path(TRITON_CACHE_DIR).mkdir(exist_ok=True)
+        calls.append(name)
+        return dict(first_ms=9.0, second_ms=1.0)
+    monkeypatch.setattr(first_call.process, "call", call)
+    rows = run.run_suite("first_call", WHERE)
+    assert [(r["name"], r["cache"]) for r in rows] == [("standard", "none"), *(
+        (name, cache) for name in VERSIONS for cache in ("empty", "filled"))]
+    assert calls == ["standard", "v2", "v2", "v3", "v3", "v4", "v4"] and rows[1]["first_ms"] == 9.0
     calls.clear()                                        # interrupted in between: the cache is filled first
-    with bench_run._resuming(rows[:2]):
-        assert list(bench.SUITES["first_call"]()) == rows
-    assert calls == ["v2", "v2", "v3", "v3"]
+    path = run.partial("first_call", WHERE)
+    path.write_text("".join(line + "\n" for line in path.read_text().splitlines()[:3]))
+    assert run.run_suite("first_call", WHERE) == rows
+    assert calls == ["v2", "v2", "v3", "v3", "v4", "v4"]
 
 
 def test_the_first_and_the_second_call(small, monkeypatch):
-    monkeypatch.setattr(bench_claims, "FIRST", dict(batch=1, heads=1, N=32, D=32))
-    found = bench_claims.first_and_second("v2")
+    monkeypatch.setattr(first_call, "FIRST", dict(batch=1, heads=1, N=32, D=32))
+    found = first_call.first_and_second("v4")
     assert found["first_ms"] > 0 and found["second_ms"] > 0 and found["median_ms"] == 2.0
 
 
-# ---------------------------------------------------------------- what is not timed
+# what is not timed
 
-def attention(**changed):
-    q, k, v = bench_attention.random_inputs(1, 1, 32, 32)
-    exact = torch.softmax(q.double() @ k.double().mT * 32**-0.5, -1) @ v.double()
-    kernels = {name: lambda q, k, v, fn=fn: fn(exact) for name, fn in changed.items()}
-    return list(bench_attention.rows(kernels, q, k, v, lambda o: o[-1, -1], lambda: exact[-1, -1], 1, N=32))
+def attend(**changed):
+    """Rows of kernels that return what they make of the exact result."""
+    def returning(fn):
+        return lambda q, k, v: fn(torch.softmax(q.double() @ k.double().mT * 32**-0.5, -1) @ v.double())
+    fns = {name: returning(fn) for name, fn in changed.items()}
+    return [row for job in attention.compared(fns, (1, 1, 32, 32)) for row in run.rows_of(*job)]
 
 
 def fail(problem):
@@ -147,44 +179,43 @@ def fail(problem):
 def test_a_wrong_result_of_ours_ends_the_suite(small):
     for wrong in (lambda exact: 1.01 * exact, lambda exact: exact * float("nan")):
         with pytest.raises(AssertionError, match="v2 is off by .* at N = 32: not timed"):
-            attention(v2=wrong)
+            attend(v2=wrong)
     with pytest.raises(RuntimeError, match="illegal"):
-        attention(v2=fail(RuntimeError("an illegal memory access")))
+        attend(v2=fail(RuntimeError("an illegal memory access")))
 
 
 def test_a_failing_peer_is_a_row_with_the_reason(small):
-    rows = attention(**{"SDPA cudnn": fail(RuntimeError("No available\nkernel")), "SDPA flash": lambda exact: 2 * exact,
+    rows = attend(**{"SDPA cudnn": fail(RuntimeError("No available\nkernel")), "SDPA flash": lambda exact: 2 * exact,
                         "standard": fail(torch.OutOfMemoryError("tried to allocate")), "v2": lambda exact: exact})
     assert [row.get("error") for row in rows[:1] + rows[2:]] == ["No available kernel", "out of memory", None]
     assert "is off by" in rows[1]["error"] and not any("median_ms" in row for row in rows[:3])
-    assert attention(v3=fail(ValueError("q has D = 320")))[0]["error"] == "q has D = 320"     # a refusal
-    assert attention(v3=fail(torch.OutOfMemoryError()))[0]["error"] == "out of memory"
+    assert attend(v3=fail(ValueError("q has D = 320")))[0]["error"] == "q has D = 320"     # a refusal
+    assert attend(v3=fail(torch.OutOfMemoryError()))[0]["error"] == "out of memory"
 
 
 def test_fp8_is_held_against_a_bound_of_its_own(small):
-    assert "error" not in attention(**{"v3 fp8": lambda exact: 1.05 * exact})[0]
+    assert "error" not in attend(**{"v3 fp8": lambda exact: 1.05 * exact})[0]
     with pytest.raises(AssertionError):
-        attention(**{"v3 fp8": lambda exact: 1.3 * exact})
+        attend(**{"v3 fp8": lambda exact: 1.3 * exact})
 
 
 def test_wrong_gradients_end_the_suite(small, monkeypatch):
     class Wrong(torch.autograd.Function):
         @staticmethod
         def forward(ctx, q, k, v, is_causal):
-            return bench_attention.reference.torch_attention(q, k, v, is_causal=is_causal)
+            return attention.reference.torch_attention(q, k, v, is_causal=is_causal)
         @staticmethod
         def backward(ctx, do):
             return do, do, do, None
-    lesson = types.SimpleNamespace(flash_attention=lambda q, k, v, is_causal: Wrong.apply(q, k, v, is_causal))
-    monkeypatch.setattr(bench_backward.notebook, "load", lambda name: lesson)
+    monkeypatch.setattr(kernels, "flash", lambda is_causal: lambda q, k, v: Wrong.apply(q, k, v, is_causal))
     with pytest.raises(AssertionError, match="dq of ours is off by"):
-        list(bench.SUITES["backward"]())
+        measured("backward")
 
 
-# ---------------------------------------------------------------- the clock
+# the clock
 
 class Gpu:
-    """A GPU with a clock of its own, on which the first call of a kernel takes 100 ms and later ones 3, 4 and 5 in turn."""
+    """A GPU with a clock of its own: the first call of a kernel takes 100 ms, later ones 3, 4 and 5 in turn."""
 
     def __init__(self, monkeypatch, lasting=(3.0, 4.0, 5.0)):
         self.now, self.calls, self.flushes, lasting = 0.0, 0, 0, itertools.cycle(lasting)
@@ -206,15 +237,15 @@ class Gpu:
         for name, value in dict(Event=Event, synchronize=lambda: None, reset_peak_memory_stats=lambda: None,
                                 memory_allocated=lambda: next(peaks), max_memory_allocated=lambda: next(peaks)).items():
             monkeypatch.setattr(torch.cuda, name, value)
-        monkeypatch.setattr(measure.torch, "empty", lambda *size, **options: Scratch())
+        monkeypatch.setattr(clock.torch, "empty", lambda *size, **options: Scratch())
 
 
 def test_timing_leaves_out_warm_up_and_flush(monkeypatch):
     gpu = Gpu(monkeypatch)
     rests = []
-    monkeypatch.setattr(measure.time, "sleep", lambda seconds: rests.append((seconds, gpu.calls)))
+    monkeypatch.setattr(clock.time, "sleep", lambda seconds: rests.append((seconds, gpu.calls)))
     gpu.fn()                                             # the check before
-    found = measure.timing(gpu.fn)
+    found = clock.timing(gpu.fn)
     assert found == dict(median_ms=4.0, q1_ms=3.0, q3_ms=5.0, calls=50, peak_bytes=24)
     assert gpu.flushes == gpu.calls - 1 == 1 + 25 + 50   # once for how long it takes, 75 ms to warm up, then timed
     assert rests == [(0.05, 2)]                          # before the warm-up
@@ -224,62 +255,97 @@ def test_timing_leaves_out_warm_up_and_flush(monkeypatch):
 def test_long_and_short_calls_are_timed_often_enough(monkeypatch, ms, calls):
     gpu = Gpu(monkeypatch, lasting=[ms])
     gpu.fn()
-    found = measure.timing(gpu.fn)
+    found = clock.timing(gpu.fn)
     assert found["calls"] == calls and found["median_ms"] == pytest.approx(ms)
 
 
-# ---------------------------------------------------------------- one run, interrupted and resumed
+# one run, interrupted and resumed
 
 def suite_of(*seen, stop=None):
     """A suite of four rows that notes what it really measures, and breaks off at one of them."""
     def suite():
         """Four numbers."""
         for N in range(4):
-            def measured(N=N):
+            def square(N=N):
                 if N == stop:
                     raise KeyboardInterrupt
                 seen[0].append(N)
                 return dict(square=N * N)
-            yield bench_run.row(dict(name="four", N=N), measured)
+            yield dict(name="four", N=N), square
+    suite.seconds = 1
     return suite
 
 
-def test_a_stopped_suite_goes_on_where_it_was(elsewhere):
+@pytest.fixture
+def four(monkeypatch):
+    """Runs that suite under its name."""
+    def run_four(*seen, stop=None, where=WHERE, **options):
+        monkeypatch.setitem(run.SUITES, "four", suite_of(*seen, stop=stop))
+        return run.run_suite("four", where, **options)
+    return run_four
+
+
+def test_a_stopped_suite_goes_on_where_it_was(elsewhere, four):
     seen = []
     with pytest.raises(KeyboardInterrupt):
-        bench_run.run_suite("four", suite_of(seen, stop=2), WHERE)
-    path = bench_run.partial("four", WHERE)
+        four(seen, stop=2)
+    path = run.partial("four", WHERE)
     path.write_text(path.read_text() + '{"name": "fo')   # killed in the middle of a line
     with pytest.raises(KeyboardInterrupt):
-        bench_run.run_suite("four", suite_of(seen, stop=3), WHERE)
+        four(seen, stop=3)
     shown = []
-    rows = bench_run.run_suite("four", suite_of(seen), WHERE, shown.append)
+    rows = four(seen, show=shown.append)
     assert seen == [0, 1, 2, 3] and rows == shown == [dict(name="four", N=N, square=N * N) for N in range(4)]
-    assert len(path.read_text().splitlines()) == 5 and not bench_run._known       # complete, until the record is written
+    assert len(path.read_text().splitlines()) == 5       # complete, until the record is written
 
 
-@pytest.mark.parametrize("change", [dict(commit="def"), dict(device="NVIDIA A100"), dict(triton="4"), dict(commit="abc-dirty")])
-def test_rows_of_another_commit_or_device_are_not_kept(elsewhere, change):
+def test_a_job_of_several_rows(elsewhere, monkeypatch):
+    calls = []
+    def suite():
+        for n in (1, 2):
+            def measure(n=n):
+                calls.append(n)
+                return [dict(name=name, ms=n) for name in ("add", "multiply")]
+            yield dict(n=n, arguments=[n, n]), measure
+    monkeypatch.setitem(run.SUITES, "two", suite)
+    rows = run.run_suite("two", WHERE)
+    assert rows == [dict(n=n, arguments=[n, n], name=name, ms=n) for n in (1, 2) for name in ("add", "multiply")]
+    assert run.run_suite("two", WHERE) == rows and calls == [1, 2]
+
+
+@pytest.mark.parametrize("change", [dict(commit="def"), dict(device="NVIDIA A100"), dict(triton="4"),
+                                    dict(commit="abc-dirty")])
+def test_rows_of_another_commit_or_device_are_not_kept(elsewhere, four, change):
     first, seen = WHERE | ({"commit": "abc-dirty"} if change == {"commit": "abc-dirty"} else {}), []
     with pytest.raises(KeyboardInterrupt):
-        bench_run.run_suite("four", suite_of([], stop=2), first)
-    there = bench_run.partial("four", WHERE | change)
+        four([], stop=2, where=first)
+    there = run.partial("four", WHERE | change)
     if change.get("device"):
         there.parent.mkdir(parents=True)
-        bench_run.partial("four", WHERE).rename(there)
-    bench_run.run_suite("four", suite_of(seen), WHERE | change)
+        run.partial("four", WHERE).rename(there)
+    four(seen, where=WHERE | change)
     assert seen == [0, 1, 2, 3]
+
+
+def test_a_suite_that_is_not_there():
+    with pytest.raises(SystemExit, match="there is no suite 'nothing'; the suites are vector_add, "):
+        command.main(["types", "nothing"])
+
+
+def only(monkeypatch, **suites):
+    for module in (run, command, bench):
+        monkeypatch.setattr(module, "SUITES", suites)
 
 
 def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere, monkeypatch, capsys):
     seen, wrong = [], [True]
     def fails():
-        yield dict(name="one")
+        yield dict(name="one"), dict
         if wrong:
             raise AssertionError("v9 is off")
-    monkeypatch.setattr(bench, "SUITES", dict(fails=fails, four=suite_of(seen)))
-    monkeypatch.setattr(bench, "SECONDS", dict(fails=1, four=1))
-    assert bench.main([]) == 1
+    fails.seconds = 1
+    only(monkeypatch, fails=fails, four=suite_of(seen))
+    assert command.main([]) == 1
     assert "fails failed: AssertionError: v9 is off" in capsys.readouterr().err
     assert [path.name for path in elsewhere.glob("*.json")] == ["four.json"]
     record = json.loads((elsewhere / "four.json").read_text())
@@ -287,72 +353,71 @@ def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere,
     assert record["ceilings"]["matmul_tflops"] == 600
     assert [path.name for path in (elsewhere / ".partial").iterdir()] == ["fails.jsonl"]
     wrong.clear()
-    assert bench.main([]) == 0                           # only what is missing
+    assert command.main([]) == 0                           # only what is missing
     assert seen == [0, 1, 2, 3] and (elsewhere / "fails.json").exists()
     assert "complete at abc: four" in capsys.readouterr().out
-    assert bench.main(["four"]) == 0 and seen == 2 * [0, 1, 2, 3]             # named: measured anew
+    assert command.main(["four"]) == 0 and seen == 2 * [0, 1, 2, 3]             # named: measured anew
 
 
 def test_a_run_ends_when_its_time_is_up(elsewhere, monkeypatch):
     seen, ticks = [], itertools.count(0, 100)
-    monkeypatch.setattr(bench, "SUITES", dict(four=suite_of(seen)))
-    monkeypatch.setattr(bench, "SECONDS", dict(four=1))
-    monkeypatch.setattr(bench_run.Progress.__init__, "__defaults__", (lambda: next(ticks), io.StringIO()))
+    only(monkeypatch, four=suite_of(seen))
+    monkeypatch.setattr(run.Progress.__init__, "__defaults__", (lambda: next(ticks),))
     with pytest.raises(SystemExit, match="stopped after .* at row . of four: run the same command again"):
-        bench.main([])
+        command.main([])
     left = len(seen)
     assert 0 < left < 4 and not (elsewhere / "four.json").exists()
-    monkeypatch.setattr(bench, "BUDGET", 1e9)
-    bench.main([])
+    monkeypatch.setattr(command, "BUDGET", 1e9)
+    command.main([])
     assert seen == [0, 1, 2, 3] and len(json.loads((elsewhere / "four.json").read_text())["rows"]) == 4
 
 
-def test_a_full_run_fits_in_its_budget():
-    assert list(bench.SECONDS) == list(bench.SUITES) and sum(bench.SECONDS.values()) < bench.BUDGET < 600
+def test_a_record_where_there_is_a_gpu_and_where_there_is_none(elsewhere, monkeypatch):
+    seen = []
+    only(monkeypatch, four=suite_of(seen))
+    found = bench.record("four")
+    assert seen == [0, 1, 2, 3] == [row["N"] for row in found["rows"]] and found["what"] == "Four numbers."
+    monkeypatch.setattr(device, "INTERPRETED", True)
+    records.save("four", found)
+    assert bench.record("four") == found and len(seen) == 4
 
 
-# ---------------------------------------------------------------- the progress line, the commit
+# the progress line, the commit
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_in_a_log_and_on_a_terminal():
-    for out, lines in ((io.StringIO(), 4), (Terminal(), 1)):
-        now = [0.0]
-        progress = bench_run.Progress(dict(one=60, two=30), 1000, lambda: now[0], out)
-        progress.begin("one")
-        for N in range(10):
-            now[0] += 2.5
-            progress.row(dict(name="v2", N=N, D=64))
-        now[0] = 50
-        assert progress.remaining() == 40
-        progress.begin("two")
-        now[0] = 95
-        assert progress.remaining() == 0                 # longer than expected: never negative
-        progress.end()
-        written = out.getvalue()
-        assert written.count("\n") == lines and ("\r" in written) == (lines == 1)
-        assert "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left" in written
-        assert "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left" in written
-        assert "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left" in written
+def test_progress(capsys):
+    now = [0.0]
+    progress = run.Progress(dict(one=60, two=30), 1000, lambda: now[0])
+    progress.begin("one")
+    for N in range(10):
+        now[0] += 2.5
+        progress.row(dict(name="v2", N=N, D=64))
+    now[0] = 50
+    assert progress.remaining() == 40
+    progress.begin("two")
+    now[0] = 95
+    assert progress.remaining() == 0                     # longer than expected: never negative
+    assert capsys.readouterr().out.splitlines() == [
+        "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left",
+        "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left",
+        "1/2 one: 10 rows, v2 9 64; 0:25 so far, about 1:05 left",
+        "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left"]
 
 
 def test_the_commit_is_marked_dirty_by_code_and_not_by_records(tmp_path, monkeypatch):
-    git = lambda *arguments: subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True,
-                                            capture_output=True)
-    monkeypatch.setattr(measure, "ROOT", tmp_path)
-    assert measure._commit() == ""
+    def git(*arguments):
+        identity = "-c", "user.name=a", "-c", "user.email=a@b"
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
+    monkeypatch.setattr(clock, "ROOT", tmp_path)
+    assert clock._commit() == ""
     (tmp_path / "figures" / "h200").mkdir(parents=True)
     kernel, record = tmp_path / "kernel.py", tmp_path / "figures" / "h200" / "four.json"
     for path in (kernel, record):
         path.write_text("1")
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        git(*command)
-    clean = measure._commit()
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        git(*arguments)
+    clean = clock._commit()
     assert len(clean) == 12 and "-" not in clean
     record.write_text("2")
-    assert measure._commit() == clean
+    assert clock._commit() == clean
     kernel.write_text("2")
-    assert measure._commit() == f"{clean}-dirty"
+    assert clock._commit() == f"{clean}-dirty"

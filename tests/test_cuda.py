@@ -7,13 +7,15 @@ import sys
 
 import pytest
 
-from helpers import bench, cuda
+from helpers import cuda
+from helpers.bench import programs
 
 
 def test_show_gives_a_kernel_with_its_comment():
     shown = cuda.show("vec_add.cu", "vec_add")
     assert shown.startswith("// One thread for one element.") and shown.endswith("}") and shown.count("__global__") == 1
     assert cuda.show("attention.cu", "reduce_block").startswith("// The threads of a block combine")
+    assert shown._repr_markdown_() == f"```cpp\n{shown}\n```" and repr(shown) == str(shown)
     with pytest.raises(ValueError, match="vec_add.cu has no kernel 'add'; it has vec_add, vec_add_float4"):
         cuda.show("vec_add.cu", "add")
     with pytest.raises(FileNotFoundError, match="there is no nothing.cu in CUDA/"):
@@ -32,11 +34,10 @@ def test_ptx_and_sass_of_vec_add():
 @pytest.mark.parametrize("program", ["vec_add.cu", "matrix_add_mul.cu", "attention.cu"])
 def test_no_kernel_spills(program):
     reports = cuda.resources(program)
-    assert {r["name"] for r in reports} == set(cuda.traffic(program))
-    assert all(r["spill"] == 0 and 0 < r["registers"] <= 255 for r in reports)
-    shared = {r["name"]: r["shared"] for r in reports}
+    assert set(reports) == set(cuda.traffic(program))
+    assert all(r["spill"] == 0 and 0 < r["registers"] <= 255 for r in reports.values())
     if program == "matrix_add_mul.cu":
-        assert shared["matmul_tiled"] == 2 * 32 * 32 * 4 and shared["matmul_naive"] == 0
+        assert reports["matmul_tiled"]["shared"] == 2 * 32 * 32 * 4 and reports["matmul_naive"]["shared"] == 0
 
 
 def test_a_wrong_arch_is_one_sentence():
@@ -139,7 +140,7 @@ def test_bench_reads_the_programs_lines():
     text = cuda.show("vec_add.cu").replace('#include "harness.cuh"', '#include <cuda_runtime.h>\nstatic cudaError_t '
         'two(float* ms, cudaEvent_t, cudaEvent_t) { *ms = 2.0f; return cudaSuccess; }\n#define cudaEventElapsedTime two\n'
         '#include "harness.cuh"')
-    times = bench.cuda_times(cuda.run(text, 1000, emulate=True))
+    times = programs.cuda_times(cuda.run(text, 1000, emulate=True))
     assert [t["name"] for t in times] == ["device copy", "vec_add", "vec_add_float4"]
     assert all(t["median_ms"] == t["q1_ms"] == t["q3_ms"] == 2.0 for t in times)
     assert times[1]["gb_per_s"] == 0.006 and times[0]["gb_per_s"] == 0.004

@@ -27,10 +27,7 @@ def poisoned():
                               (torch.Tensor, "new_empty")):
             stack.enter_context(mock.patch.object(library, name, _poison(getattr(library, name))))
         if device.INTERPRETED:
-            try:
-                from helpers.interpreter import strict
-            except ImportError:
-                from helpers.properties_interpreter import strict
+            from helpers.interpreter import strict
             stack.enter_context(strict())
         yield
 

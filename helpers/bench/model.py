@@ -1,8 +1,11 @@
-"""The suite of lesson 12, part of helpers/bench.py: a small GPT trained with each kind of attention."""
+"""The suite of the model: a small GPT trained with each kind of attention."""
+import functools
 import statistics
 from pydoc_data import topics
 
 from helpers import lessons
+from helpers.bench import kernels
+from helpers.bench.run import suite
 
 import torch
 
@@ -11,28 +14,29 @@ TOKENS, LENGTHS = 16384, (512, 1024, 2048, 4096, 8192, 16384)       # a step see
 STEPS, WARM_UP = 40, 10
 
 
+@suite(seconds=50)
 def training():
-    """Lesson 12's GPT, 6 layers of 8 heads of 64, under bfloat16 autocast, on 16384 characters a step of Python's own
-    language reference: ms of a whole step (forward, backward, AdamW), the memory that training needs, and the losses."""
+    """A GPT of 6 layers of 8 heads of 64, under bfloat16 autocast, on 16384 characters a step of Python's own language
+    reference: ms of a whole step (forward, backward, AdamW), the memory that training needs, and the losses."""
     lesson = lessons.attention_in_a_model
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))        # what help() shows, 450 KB or more
     tokens, alphabet = lesson.encode(text)
-    modules = {"SDPA": lesson.TorchAttention, "flash": lesson.TritonFlashAttention, "standard": lesson.StandardAttention}
+    modules = dict(SDPA=lesson.TorchAttention, flash=lesson.TritonFlashAttention, standard=lesson.StandardAttention)
     for N in LENGTHS:
-        wanted = None
+        trained = functools.cache(functools.partial(train, lesson, tokens, len(alphabet), N))
         for name, attention in modules.items():
-            described = dict(name=name, dtype="bfloat16", batch=TOKENS // N, heads=HEADS, N=N, D=EMBED_DIM // HEADS,
-                             layers=LAYERS, vocabulary=len(alphabet))
-            try:
-                row = train(lesson, attention, tokens, len(alphabet), N)
-            except torch.cuda.OutOfMemoryError:
-                yield dict(**described, out_of_memory=True)
-                continue
-            wanted = wanted or row["losses"]
-            yield dict(**described, loss_distance=verified(name, row["losses"], wanted, N), **row)
+            yield (dict(name=name, dtype="bfloat16", batch=TOKENS // N, heads=HEADS, N=N, D=EMBED_DIM // HEADS,
+                        layers=LAYERS, vocabulary=len(alphabet)),
+                   functools.partial(kernels.tolerant, name, functools.partial(
+                       _compared, name, N, trained, attention, modules["SDPA"])))
 
 
-def train(lesson, attention, tokens, vocabulary, N) -> dict:
+def _compared(name, N, trained, attention, wanted):
+    found = trained(attention)                           # each is trained once, unless an interrupted run had it
+    return dict(loss_distance=verified(name, found["losses"], trained(wanted)["losses"], N), **found)
+
+
+def train(lesson, tokens, vocabulary: int, N: int, attention) -> dict:
     """Train a fresh GPT. Times are from step to step, after a warm-up; memory is all that the run added at its peak."""
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()

@@ -1,0 +1,26 @@
+"""What is measured on an NVIDIA GPU: `make bench`, or `python -m helpers.bench SUITE ...`.
+
+`run` drives the suites, `clock` takes the times, `kernels` has every attention by name; the suites are in `programs`,
+`attention`, `claims`, `first_call` and `model`. A result is compared with a reference before its time is kept. Times
+are CUDA events around one call, after a rest and a warm-up, with the L2 cache overwritten between calls. `ncu` reads
+the hardware's counters.
+"""
+from helpers import device, records
+from helpers.bench import clock, programs, attention, claims, first_call, model  # noqa: F401  (they enter their suites)
+from helpers.bench.run import SUITES, rows_of
+
+import torch
+
+
+def record(name: str) -> dict:
+    """The record of one suite: measured now if there is a GPU, otherwise figures/h200/<name>.json."""
+    if device.INTERPRETED:
+        return records.load(name)
+    rows = [row for job in SUITES[name]() for row in rows_of(*job)]
+    torch.cuda.empty_cache()                             # another notebook may be at work on the same GPU
+    return made_of(name, clock.provenance(f"bench.record({name!r})"), rows)
+
+
+def made_of(name: str, where: dict, rows: list) -> dict:
+    """A suite's record: where it was measured, the ceilings of the card, what it is, and a row per kernel and size."""
+    return dict(**where, ceilings=clock.ceilings(), what=SUITES[name].__doc__, rows=rows)

@@ -1,0 +1,53 @@
+"""The suite of the first call, which compiles: each is made in a process of its own."""
+import functools
+import tempfile
+import time
+from pathlib import Path
+
+from helpers import process, reference
+from helpers.bench import clock, kernels
+from helpers.bench.attention import random_inputs
+from helpers.bench.run import suite
+from helpers.device import DEVICE
+
+import torch
+
+FIRST = dict(batch=4, heads=8, N=512, D=32)              # the sizes at which one of the claims was made
+FNS = {"standard": lambda: reference.torch_attention, "v2": kernels.v2, "v3": kernels.v3, "v4": kernels.v4}
+
+
+@suite(seconds=45)
+def first_call():
+    """The first call in a new process, Triton's cache empty and filled, beside later ones: 4 x 8 heads of 512 x 32."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in FNS:
+            for state in ("empty", "filled") if name != "standard" else ("none",):
+                yield (dict(name=name, dtype="float16", cache=state, **FIRST),
+                       functools.partial(_elsewhere, name, state, Path(folder) / name))
+
+
+def _elsewhere(name, state, cache):
+    if state == "filled" and not cache.exists():         # after an interruption
+        _elsewhere(name, "empty", cache)
+    torch.cuda.empty_cache()                             # the other process needs some of it
+    return process.call("helpers.bench.first_call", "first_and_second", name, TRITON_CACHE_DIR=str(cache))
+
+
+def first_and_second(name: str) -> dict:
+    """Wall-clock ms of the first and the second call in this process, and the steady state by CUDA events."""
+    fn, (q, k, v) = FNS[name](), random_inputs(*FIRST.values())
+    want = reference.last_head(q, k, v)                  # starts cuBLAS and the driver
+    ms = []
+    for _ in range(2):
+        _wait()
+        start = time.perf_counter()
+        o = fn(q, k, v)
+        _wait()
+        ms.append(1e3 * (time.perf_counter() - start))
+    clock.verified(name, o[-1, -1], want, kernels.BOUNDS[q.dtype], "the first call")
+    return dict(first_ms=ms[0], second_ms=ms[1], **clock.timing(lambda: fn(q, k, v)))
+
+
+def _wait():
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
