@@ -33,7 +33,7 @@ def watched(seen):
         elements = int(np.count_nonzero(used))
         seen(kernel.__name__, kernel.names[number], operation, elements, elements * size, used.size - elements)
 
-    with _looking(look):
+    with looking(look):
         yield
 
 
@@ -52,7 +52,7 @@ def strict():
 
     builder = interpreter.InterpreterBuilder
     undefined = _undefined_lanes(builder.create_masked_load)
-    with _looking(look), mock.patch.object(builder, "create_masked_load", undefined):
+    with looking(look), mock.patch.object(builder, "create_masked_load", undefined):
         yield
 
 
@@ -66,7 +66,7 @@ def _undefined_lanes(load):
 
 
 @contextlib.contextmanager
-def _looking(look):
+def looking(look):
     """look(kernel, number of an argument, operation, addresses, used, bytes of an element) is called at each access."""
     _looks.append(look)
     try:
