@@ -5,14 +5,16 @@ those of `also` fail some property. `stub` and `broken` may be given where a che
 """
 import contextlib
 import importlib
+import inspect
 import io
+import re
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from helpers import device
+from helpers import check, device
 from helpers.check import core
 
 HERE = Path(__file__).parent
@@ -37,6 +39,14 @@ for file in sorted((HERE / "mistakes").glob("*.py")):
     for run, versions in getattr(importlib.import_module(f"mistakes.{file.stem}"), "CASES", {}).items():
         CASES[f"{file.stem} {name_of(run)}"] = (run, versions)
 every = pytest.mark.parametrize("name", CASES)
+
+
+def test_every_check_has_its_mistakes():
+    """Of the checks on the face and those of CUDA, some by way of a wrapper that names them."""
+    faces = [*inspect.getmembers(check, inspect.isfunction), *inspect.getmembers(check.cuda, inspect.isfunction)]
+    source = "\n".join(file.read_text() for file in (HERE / "mistakes").glob("*.py"))
+    names = [name for name, fn in faces if fn.__doc__ and not name.startswith("_") and name != "cuda_properties"]
+    assert [name for name in names if not re.search(rf"check\.(cuda\.)?{name}\b", source)] == []
 
 
 def printed(run, fn):
