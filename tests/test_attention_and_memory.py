@@ -8,8 +8,8 @@ from helpers import ROOT, lessons, reference
 from helpers.gpus import GPUS
 
 sys.path.insert(0, str(ROOT / "figures"))
-import draw_memory  # noqa: E402
-import draw_tiles  # noqa: E402
+import draw_memory
+import draw_tiles
 
 lesson = lessons.attention_and_memory
 
@@ -26,7 +26,7 @@ def counted_passes(N_q, N_k, D, itemsize):
         for _ in range(D):
             output += N_k + (N_k - 1)
     q, k, v, s = (np.empty(shape) for shape in ((N_q, D), (N_k, D), (N_k, D), (N_q, N_k)))
-    return {"scores": (scores, itemsize * (q.size + k.size + s.size)), "softmax": (softmax, itemsize * (s.size + s.size)),
+    return {"scores": (scores, itemsize * (q.size + k.size + s.size)), "softmax": (softmax, itemsize * 2 * s.size),
             "output": (output, itemsize * (s.size + v.size + q.size))}
 
 

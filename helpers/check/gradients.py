@@ -83,7 +83,7 @@ def _early_queries(fn, q, k, v, do, *rest):
     for name, x in zip(("dk", "dv"), fn(q, k, v, do, *rest)):
         spoilt = np.flatnonzero(np.isnan(x[32:]).any(axis=1)) + 32
         if len(spoilt):
-            return f"{name} of key {spoilt[0]} used do of queries 0 to 31, which do not see it: it is NaN, and so is {name}"
+            return f"{name} of key {spoilt[0]} used do of queries 0 to 31, which do not see it: NaN, and so is {name}"
     return ""
 
 

@@ -25,7 +25,8 @@ def bottlenecks(N, D, itemsize, gpu, tensor=lambda name: name != "softmax"):
 def by_width(N, D, itemsize, gpu):
     """Judges a product by the intensity of an endless sequence."""
     ridge = 1e3 * gpu.tensor_tflops / gpu.gb_per_s
-    return bottlenecks(N, D, itemsize, gpu) | dict.fromkeys(("scores", "output"), "compute" if 2 * D / itemsize > ridge else "memory")
+    products = "compute" if 2 * D / itemsize > ridge else "memory"
+    return bottlenecks(N, D, itemsize, gpu) | dict(scores=products, output=products)
 
 
 def always(bound):
@@ -63,7 +64,8 @@ def stages(limit, BLOCK_M, BLOCK_N, D, element_bytes, least=0):
 CASES = {
     check.longest: dict(right=[longest], wrong={
         "s and p of one head": lambda memory, heads, size: math.isqrt(memory // (heads * size)),
-        "each head has its own": [lambda memory, heads, size: longest(memory, 1, size), lambda memory, heads, size: longest(memory, 1, size) // heads],
+        "each head has its own": [lambda memory, heads, size: longest(memory, 1, size),
+                                  lambda memory, heads, size: longest(memory, 1, size) // heads],
         "other sizes of a number": lambda memory, heads, size: longest(memory, heads, 2),
         "a length that fits to the byte": lambda memory, heads, size: longest(max(0, memory - 1), heads, size),
         "memory too large for a float": lambda memory, heads, size: int(math.sqrt(memory // (2 * heads * size))),

@@ -38,7 +38,8 @@ CASES = {check.quantize: dict(right=[quantize], wrong={
     "every number comes back to within 1/16 of itself": [wrong(whole=True), truncated],
     "the largest may be negative": wrong(magnitude=lambda rows: rows),
     "an outlier spoils no other block": wrong(common=True),
-    "a last block that is short": [wrong(short=False), lambda x, block: (quantize(x, block)[0].float(), quantize(x, block)[1])],
+    "a last block that is short": [wrong(short=False),
+                                   lambda x, block: (quantize(x, block)[0].float(), quantize(x, block)[1])],
     "a block of zeros has the scale 1": wrong(guard=False),
     "very large and very small blocks": wrong(floor=1e-12),
     "the inputs are left as they were": in_place(quantize)}, also=[fails_in_a_library])}

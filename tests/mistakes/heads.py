@@ -14,9 +14,10 @@ def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, 
 
 TOP_LEFT = dict(shift=lambda N_q, N_k: 0)
 BOUNDS = dict(right=[bounds, lambda *a: tuple(max(0, x) for x in bounds(*a))], wrong={
-    "as many queries as keys": lambda *a: bounds(*a, one=64),                                  # the diagonal taken for a full tile
+    "as many queries as keys": lambda *a: bounds(*a, one=64),                 # the diagonal taken for a full tile
     "blocks of different size": lambda block, M, N, *a: bounds(block, M, N, *a, unit=M),
-    "more keys than queries": [lambda *a: bounds(*a, **TOP_LEFT), lambda *a: bounds(*a, one=0), lambda *a: bounds(*a, one=2)],
+    "more keys than queries": [lambda *a: bounds(*a, **TOP_LEFT), lambda *a: bounds(*a, one=0),
+                               lambda *a: bounds(*a, one=2)],
     "queries that see no key": lambda *a: bounds(*a, shift=lambda N_q, N_k: max(0, N_k - N_q)),
     "a last block beyond the end": lambda *a: bounds(*a, last=999)})
 
@@ -52,9 +53,9 @@ def seeing(shifted):
 
 def as_far_as_queries(q, k, v):
     """Reads key heads as far apart as the heads of queries."""
-    N_q, (B, kv_heads, N_k, D) = q.shape[2], k.shape
-    far = lambda x: torch.nn.functional.pad(x.flatten(), (0, q.numel())).as_strided(x.shape, (kv_heads * N_q * D, N_q * D, D, 1))
-    return heads(q, far(k), far(v))
+    steps = k.shape[1] * q.shape[2] * k.shape[3], q.shape[2] * k.shape[3], k.shape[3], 1
+    far = [torch.nn.functional.pad(x.flatten(), (0, q.numel())).as_strided(x.shape, steps) for x in (k, v)]
+    return heads(q, *far)
 
 
 HEADS = dict(right=[heads, lambda q, k, v: reference.torch_attention(q, k, v, is_causal=True)], wrong={
@@ -64,17 +65,19 @@ HEADS = dict(right=[heads, lambda q, k, v: reference.torch_attention(q, k, v, is
     "grouped heads": [picking(lambda x, group: x.repeat(1, group, 1, 1)),
                       picking(lambda x, group: numbered(x, group, lambda b, h, kv_heads: b * kv_heads + h // 2))],
     "more keys than queries": [seeing(lambda shift: min(0, shift)), seeing(lambda shift: shift - (shift == 1)),
-                               *(seeing(lambda shift, r=r: shift + (shift > 0 and shift % 32 == r)) for r in (0, 1, 30, 31))],
+                               *(seeing(lambda shift, r=r: shift + (shift > 0 and shift % 32 == r))
+                                 for r in (0, 1, 30, 31))],
     "more queries than keys": [seeing(lambda shift: max(0, shift)), seeing(lambda shift: shift + (shift == -1))],
-    "batches, groups and lengths together": [picking(lambda x, group: numbered(x, group, lambda b, h, kv_heads: b + h // group)),
-                                             picking(lambda x, group: numbered(x, group, lambda b, h, kv_heads: h // group)), as_far_as_queries],
+    "batches, groups and lengths together": [
+        picking(lambda x, group: numbered(x, group, lambda b, h, kv_heads: b + h // group)),
+        picking(lambda x, group: numbered(x, group, lambda b, h, kv_heads: h // group)), as_far_as_queries],
     "every output element is written": lambda q, k, v: without_the_rest(heads(q, k, v)),
     "nothing is written outside of the tensors": lambda q, k, v: beyond_the_end(heads(q, k, v))})
 
 
 def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, first - window + 1) // BLOCK * BLOCK,
            stop=lambda first, BLOCK, N: min(first + BLOCK, N), mask=-np.inf, more=lambda window, N: 0):
-    """Tile by tile, in NumPy; `more` keys than the window are seen. `start` and `stop` bound the loop of a block over keys."""
+    """Tile by tile, in NumPy. `more` keys than the window are seen; `start` and `stop` bound a block's loop."""
     device, N, window = q.device, len(q), window + more(window, len(q))
     q, k, v = (x.double().cpu().numpy() for x in (q, k, v))
     o = np.zeros_like(q)
@@ -112,11 +115,13 @@ WINDOW = dict(right=[*(windows(BLOCK=n) for n in SIZES), *(windows(BLOCK=n, star
     "a window inside a block": [windows(more=lambda window, N: 1), windows(more=lambda window, N: -(window > 1))],
     "a window across blocks": windows(more=lambda window, N: 32 < window < N),
     "a window that begins with the last key of a block": [late(1), late(2), late(31), *(
-        windows(BLOCK=n, start=lambda first, window, BLOCK: max(0, first - window + 2) // BLOCK * BLOCK) for n in SIZES)],
+        windows(BLOCK=n, start=lambda first, window, BLOCK: max(0, first - window + 2) // BLOCK * BLOCK)
+        for n in SIZES)],
     "a window longer than the sequence": windows(more=lambda window, N: min(0, N - 1 - window)),
     "a key outside of the window weighs nothing, however low the scores": [windows(mask=-1e4), windows(mask=-1e9)],
     "tiles before the window are not visited": [late(-1), late(-32), late(-64), windows(start=lambda *a: 0)],
-    "tiles above the diagonal are not visited": [windows(stop=lambda first, BLOCK, N: N), windows(stop=lambda first, BLOCK, N: N, start=exact),
+    "tiles above the diagonal are not visited": [windows(stop=lambda first, BLOCK, N: N),
+                                                 windows(stop=lambda first, BLOCK, N: N, start=exact),
                                                  windows(stop=lambda first, BLOCK, N: min(first + 2 * BLOCK, N))],
     "every output element is written": when(window, lambda q, *_: len(q) > 1, without_the_rest),
     "nothing is written outside of the tensors": lambda *qkv: beyond_the_end(window(*qkv))})

@@ -8,8 +8,8 @@ standard, flash = lesson.StandardAttention, lesson.TritonFlashAttention
 
 
 def layer(x, w_q, w_k, w_v, w_o, heads, pick=lambda k: k, is_causal=True, dealt=False):
-    cut = (lambda x: x.unflatten(2, (-1, heads)).permute(0, 3, 1, 2)) if dealt else (lambda x: x.unflatten(2, (heads, -1)).transpose(1, 2))
-    q, k, v = (cut(x @ w.T) for w in (w_q, w_k, w_v))
+    q, k, v = ((x @ w.T).unflatten(2, (-1, heads) if dealt else (heads, -1)) for w in (w_q, w_k, w_v))
+    q, k, v = (x.permute(0, 3, 1, 2) if dealt else x.transpose(1, 2) for x in (q, k, v))
     return reference.torch_attention(q, pick(k), v, is_causal=is_causal).transpose(1, 2).flatten(2) @ w_o.T
 
 
@@ -43,7 +43,8 @@ def weighing(weigh):
     """… whose weights are weigh(s, keep), and drawn anew from the seed."""
     def attend(self, q, k, v, dropout_p, seed):
         s = q @ k.mT / q.shape[3]**0.5
-        keep = torch.rand(s.shape, generator=torch.Generator(s.device).manual_seed(seed or 0), device=s.device) >= dropout_p
+        keep = torch.rand(s.shape, generator=torch.Generator(s.device).manual_seed(seed or 0),
+                          device=s.device) >= dropout_p
         return weigh(s, keep) @ v
     return attending(attend)
 
@@ -61,10 +62,10 @@ SUM_TO_ONE = [weighing(lambda s, keep: (p := torch.softmax(s, -1) * keep) / p.su
               weighing(lambda s, keep: torch.softmax(s.masked_fill(~keep, -torch.inf), -1))]
 DROPOUT = dict(right=[flash, standard], stub=attending(stub), wrong={
     "without dropout it is attention": attending(lambda self, q, *a: self.usual(1.1 * q, *a)),
-    "in evaluation nothing is dropped": attending(lambda self, q, k, v, dropout_p, seed: self.usual(q, k, v, self.dropout, 7 if self.dropout else None)),
+    "in evaluation nothing is dropped": attending(lambda self, q, k, v, *_: self.usual(q, k, v, self.dropout, 7)),
     "the same torch seed drops the same weights": attending(of_its_own),
-    "every call drops others": attending(lambda self, q, k, v, dropout_p, seed: self.usual(q, k, v, dropout_p, seed and 7)),
-    "what is left grows, so that the mean stays": attending(lambda self, q, k, v, dropout_p, seed: (1 - dropout_p) * self.usual(q, k, v, dropout_p, seed)),
+    "every call drops others": attending(lambda self, *a: self.usual(*a[:-1], a[-1] and 7)),
+    "what is left grows, so that the mean stays": attending(lambda self, *a: (1 - a[-2]) * self.usual(*a)),
     "weights are dropped, not outputs": attending(lambda self, q, k, v, dropout_p, seed: torch.nn.functional.dropout(
         self.usual(q, k, v, 0.0, None), dropout_p)),
     "what is left is not made to sum to 1": SUM_TO_ONE})
@@ -72,14 +73,16 @@ DROPOUT = dict(right=[flash, standard], stub=attending(stub), wrong={
 
 # ---------------------------------------------------------------- decoding
 
-def decode(layer, x, cache, kept=lambda x: x, remember=lambda x, n: x, expand=lambda x, group: x.repeat_interleave(group, 1),
+def decode(layer, x, cache, kept=lambda x: x, remember=lambda x, n: x,
+           expand=lambda x, group: x.repeat_interleave(group, 1),
            attend=lambda q, k, v: reference.torch_attention(q, k, v, is_causal=True)):
     q = layer.split(layer.q_proj(x), layer.num_heads)
     k, v = (layer.split(project(x), layer.kv_heads) for project in (layer.k_proj, layer.v_proj))
     if cache is not None:
         k, v = (torch.cat((kept(old), new), 2) for old, new in zip(cache, (k, v)))
     group = layer.num_heads // layer.kv_heads
-    return layer.merge(attend(q, expand(k, group), expand(v, group))), (remember(k, x.shape[1]), remember(v, x.shape[1]))
+    y = layer.merge(attend(q, expand(k, group), expand(v, group)))
+    return y, (remember(k, x.shape[1]), remember(v, x.shape[1]))
 
 
 def decoding(**mistake):
@@ -93,7 +96,8 @@ def top_left(q, k, v):
 
 def through_the_layer(dropout_p, seed):
     def fn(layer, x, cache):
-        return decode(layer, x, cache, expand=lambda x, group: x, attend=lambda q, k, v: layer.attend(q, k, v, dropout_p(layer), seed))
+        return decode(layer, x, cache, expand=lambda x, group: x,
+                      attend=lambda q, k, v: layer.attend(q, k, v, dropout_p(layer), seed))
     return fn
 
 
@@ -102,12 +106,16 @@ def decoding_of(fn):
 
 
 DECODING = dict(right=[decode, through_the_layer(lambda layer: 0.0, None)], wrong={
-    "the first tokens": [lambda layer, x, cache: decode(layer, 1.1 * x, cache), lambda layer, x, cache: decode(layer, x, cache, attend=lambda q, k, v: v)],
-    "one token at a time": [decoding(kept=lambda x: x[:, :, :0]), decoding(remember=lambda x, n: x[:, :, -n:]), decoding(attend=top_left)],
+    "the first tokens": [lambda layer, x, cache: decode(layer, 1.1 * x, cache),
+                         lambda layer, x, cache: decode(layer, x, cache, attend=lambda q, k, v: v)],
+    "one token at a time": [decoding(kept=lambda x: x[:, :, :0]), decoding(remember=lambda x, n: x[:, :, -n:]),
+                            decoding(attend=top_left)],
     "several tokens at a time": [decoding(attend=top_left), decoding(kept=lambda x: x[:, :, 1:])],
     "shared key heads": decoding(expand=lambda x, group: x.repeat(1, group, 1, 1)),
-    "every token sees a long past": [decoding(kept=lambda x: x[:, :, -16:]), decoding(remember=lambda x, n: x[:, :, -64:])],
+    "every token sees a long past": [decoding(kept=lambda x: x[:, :, -16:]),
+                                     decoding(remember=lambda x, n: x[:, :, -64:])],
     "a layer with dropout drops nothing": through_the_layer(lambda layer: layer.dropout, 7),
-    "the cache holds the keys and values of all tokens": [decoding(remember=lambda x, n: x[:, :, 1:]), lambda *a: (decode(*a)[0], decode(*a)[1][::-1])]})
+    "the cache holds the keys and values of all tokens": [decoding(remember=lambda x, n: x[:, :, 1:]),
+                                                          lambda *a: (decode(*a)[0], decode(*a)[1][::-1])]})
 
 CASES = {check.attention_layer: LAYER, check.attention_dropout: DROPOUT, decoding_of: DECODING}

@@ -25,7 +25,7 @@ def rows(right):
     """Wrong versions of softmax, or of its logarithm, for every property that they share."""
     def complete_blocks(x, block=64):                    # what a grid over whole blocks of columns would see
         whole = x.shape[1] // block * block
-        return torch.cat([right(x[:, :whole]), torch.zeros_like(x[:, whole:])], 1) if whole < x.shape[1] > 1 else right(x)
+        return right(x) if whole == x.shape[1] else torch.cat([right(x[:, :whole]), torch.zeros_like(x[:, whole:])], 1)
 
     def subtracting(limit):
         """The formula with another number in the place of the maximum."""
@@ -47,7 +47,8 @@ def rows(right):
         "a length that is no power of two": complete_blocks,
         "a single column": when(right, lambda x: x.shape[1] == 1, lambda z, x: x),
         "scores of 1e4": subtracting(lambda m: m.clamp(max=0)),
-        "a row that is rare in practice": [subtracting(lambda m: m.clamp(min=0)), padded(0.0), padded(-1000.0), padded(-1e6), padded(-1e9)],
+        "a row that is rare in practice": [subtracting(lambda m: m.clamp(min=0)), padded(0.0), padded(-1000.0),
+                                           padded(-1e6), padded(-1e9)],
         "rows that lie apart in memory": lambda x: right(x.as_strided(x.shape, (x.shape[1], 1))),
         "every output element is written": when(right, lambda x: len(x) > 1, without_the_last),
         OUTSIDE: lambda x: beyond_the_end(right(x)),
@@ -77,15 +78,17 @@ def with_masks(read=0, written=0):
 # ---------------------------------------------------------------- products, in Triton
 
 @triton.jit
-def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, b_col, BLOCK: tl.constexpr, ACC: tl.constexpr,
-                   STEPS: tl.constexpr, STORE: tl.constexpr, LOADS: tl.constexpr, BIAS: tl.constexpr):
+def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, b_col,
+                   BLOCK: tl.constexpr, ACC: tl.constexpr, STEPS: tl.constexpr,
+                   STORE: tl.constexpr, LOADS: tl.constexpr, BIAS: tl.constexpr):
     rows = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     acc = tl.zeros([BLOCK, BLOCK], ACC)
     for k0 in range(0, K if STEPS else K // BLOCK * BLOCK, BLOCK):
         k = k0 + tl.arange(0, BLOCK)
-        a = tl.load(a_ptr + rows * a_row + k[None, :] * a_col, mask=(rows < M + LOADS[0]) & (k[None, :] < K), other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_row + columns * b_col, mask=(k[:, None] < K) & (columns < N + LOADS[1]), other=0.0)
+        a_inside, b_inside = (rows < M + LOADS[0]) & (k[None, :] < K), (k[:, None] < K) & (columns < N + LOADS[1])
+        a = tl.load(a_ptr + rows * a_row + k[None, :] * a_col, mask=a_inside, other=0.0)
+        b = tl.load(b_ptr + k[:, None] * b_row + columns * b_col, mask=b_inside, other=0.0)
         acc = (acc + tl.dot(a, b, input_precision="ieee")).to(ACC)
     inside = (rows < M) & (columns < N)
     if BIAS == "rounded":
@@ -138,7 +141,7 @@ def steps_in_float16(a, b):
     return total
 
 
-SEEN = device.INTERPRETED                                # a GPU does not say who reads, and a stray store may end it all
+SEEN = device.INTERPRETED                                # a GPU does not say who reads, and a stray store is its end
 LOG_SOFTMAX, LINEAR = rows(log_softmax), products(
     torch.nn.functional.linear, half=lambda *t: linear(*t, acc=tl.float16), steps=lambda *t: linear(*t, steps=False))
 LOG_SOFTMAX[OUTSIDE] = [LOG_SOFTMAX[OUTSIDE], *SEEN * [with_masks(read=9999), with_masks(written=9999)]]
@@ -147,7 +150,8 @@ LINEAR[OUTSIDE] = [LINEAR[OUTSIDE], *SEEN * [lambda *t, wrong=wrong: linear(*t, 
 CASES = {
     check.softmax: dict(right=[softmax], wrong=rows(softmax) | {
         "scores of -inf weigh nothing": lambda x: softmax(torch.where(x == -float("inf"), 0.0, x))}),
-    check.log_softmax: dict(right=[log_softmax, with_masks()], wrong=LOG_SOFTMAX, also=[lambda x: torch.log(softmax(x))]),
+    check.log_softmax: dict(right=[log_softmax, with_masks()], wrong=LOG_SOFTMAX,
+                            also=[lambda x: torch.log(softmax(x))]),
     check.matmul: dict(right=[product, torch.matmul], wrong=products(
         torch.matmul, half=[steps_in_float16, lambda a, b: product(a, b, acc=tl.float16)],
         steps=lambda a, b: product(a, b, steps=False)) | {

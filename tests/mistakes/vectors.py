@@ -9,6 +9,8 @@ from mistakes.ways import beyond_the_end, in_place, when, without_the_last
 import triton
 import triton.language as tl
 
+OUTSIDE = "nothing is written outside of the tensors"
+
 
 def cdiv(n, block):
     return (n + block - 1) // block
@@ -16,7 +18,8 @@ def cdiv(n, block):
 
 def mistakes(right):
     """Wrong versions of an operation on vectors, from a right one. The vector is the last tensor argument."""
-    on = lambda applies, spoil: when(right, lambda *args: applies(len([x for x in args if isinstance(x, torch.Tensor)][-1])), spoil)
+    def on(applies, spoil):
+        return when(right, lambda *args: applies(len([x for x in args if isinstance(x, torch.Tensor)][-1])), spoil)
 
     def last_is_zero(z, *_):
         z[-1] = 0
@@ -27,11 +30,12 @@ def mistakes(right):
 
     return {
         "every value that was written is right": on(lambda n: n % 1024 == 0 and n, lambda z, *_: z + 1),
-        "written values are right at a length that is no multiple of the block": on(lambda n: n % 1024 and n > 1, last_is_zero),
+        "written values are right at a length that is no multiple of the block":
+            on(lambda n: n % 1024 and n > 1, last_is_zero),
         "a single element": on(lambda n: n == 1, lambda z, *_: z + 1),
         "an empty vector": on(lambda n: n == 0, refuses),
         "every output element is written": on(lambda n: n > 1, without_the_last),
-        "nothing is written outside of the tensors": on(lambda n: n > 1, beyond_the_end),
+        OUTSIDE: on(lambda n: n > 1, beyond_the_end),
         "the inputs are left as they were": in_place(right),
     }
 
@@ -59,8 +63,9 @@ def reads_beyond(more):
 
 CASES = {run: dict(right=[right], wrong=mistakes(right)) for run, right in (
     (check.vector_add, torch.add), (check.reverse, lambda x: x.flip(0)), (check.block_sums, block_sums))}
-CASES[check.scale_add] = dict(right=[lambda a, x, y: a * x + y, reads_beyond(0)], wrong=mistakes(lambda a, x, y: a * x + y))
-CASES[check.scale_add]["wrong"]["nothing is written outside of the tensors"] = device.INTERPRETED * [reads_beyond(1), reads_beyond(10**6)]
+CASES[check.scale_add] = dict(right=[lambda a, x, y: a * x + y, reads_beyond(0)],
+                              wrong=mistakes(lambda a, x, y: a * x + y))
+CASES[check.scale_add]["wrong"][OUTSIDE] = device.INTERPRETED * [reads_beyond(1), reads_beyond(10**6)]
 CASES[check.cdiv] = dict(right=[cdiv], wrong={
     "a length that is a multiple of the block": lambda n, b: n // b + 1,
     "a length that is no multiple of the block": [lambda n, b: n // b, lambda n, b: round(n / b)],
