@@ -33,7 +33,7 @@ def watched(seen):
         elements = int(np.count_nonzero(used))
         seen(kernel.__name__, kernel.names[number], operation, elements, elements * size, used.size - elements)
 
-    with _looking(look):
+    with looking(look):
         yield
 
 
@@ -46,13 +46,13 @@ def strict():
     itself loaded from memory may lead into any tensor.
     """
     def look(kernel, number, operation, addresses, used, size):
-        wrong = kernel.own[number].problem(addresses[used], size)
+        wrong = kernel.problems[number](addresses[used], size)
         if wrong:
             raise IndexError(f"the kernel {VERBS[operation]} {wrong} ({kernel.__name__})")
 
     builder = interpreter.InterpreterBuilder
     undefined = _undefined_lanes(builder.create_masked_load)
-    with _looking(look), mock.patch.object(builder, "create_masked_load", undefined):
+    with looking(look), mock.patch.object(builder, "create_masked_load", undefined):
         yield
 
 
@@ -66,7 +66,7 @@ def _undefined_lanes(load):
 
 
 @contextlib.contextmanager
-def _looking(look):
+def looking(look):
     """look(kernel, number of an argument, operation, addresses, used, bytes of an element) is called at each access."""
     _looks.append(look)
     try:
@@ -111,12 +111,12 @@ class _Kernel:
     """
 
     def __init__(self, fn):
-        self.fn, self.tensors, self.names, self.own = fn, {}, [], []
+        self.fn, self.tensors, self.names, self.problems = fn, {}, [], []
         self.__name__, self.__globals__, self.__signature__ = fn.__name__, fn.__globals__, inspect.signature(fn)
 
     def __call__(self, **arguments):
         if not self.names:
-            self.enter(ELSEWHERE, _Anywhere())           # number 0: no mark
+            self.enter(ELSEWHERE, _in_no_tensor)         # number 0: no mark
             for name, value in arguments.items():
                 self.mark(name, value, self.tensors[name])
         return self.fn(**arguments)
@@ -131,11 +131,11 @@ class _Kernel:
             handle.data = handle.data | np.uint64(len(self.names)) << MARK
             while hasattr(tensor, "base"):               # descriptors, and tensors that are read as another type
                 tensor = tensor.base
-            self.enter(name, _Elements(name, tensor) if hasattr(tensor, "data_ptr") else _Anywhere())
+            self.enter(name, _Elements(name, tensor).problem if hasattr(tensor, "data_ptr") else _in_no_tensor)
 
-    def enter(self, name, own):
+    def enter(self, name, problem):
         self.names.append(name)
-        self.own.append(own)
+        self.problems.append(problem)
 
 
 class _Elements:
@@ -171,19 +171,14 @@ class _Elements:
         return ""
 
 
-class _Anywhere:
-    """The elements of all tensors there are, for a pointer of which nobody knows where it came from."""
-
-    def problem(self, addresses, size) -> str:
-        """"" if `size` bytes from each address on are in the memory of tensors."""
-        if not addresses.size:
-            return ""
-        inside = np.zeros(addresses.shape, bool)
-        for x in gc.get_objects():
-            if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
-                first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
-                inside |= (addresses >= first) & (addresses + size <= first + length)
-        return "" if inside.all() else "an address outside of all tensors"
+def _in_no_tensor(addresses, size) -> str:
+    """"" if `size` bytes from each address on are in any tensor there is: for pointers of unknown origin."""
+    inside = np.zeros(addresses.shape, bool)
+    for x in gc.get_objects() if addresses.size else ():
+        if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
+            first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
+            inside |= (addresses >= first) & (addresses + size <= first + length)
+    return "" if inside.all() else "an address outside of all tensors"
 
 
 class _Memory:

@@ -34,7 +34,7 @@ def over_keys(q8, k8, v8, q_scales, k_scales, v_scales, block):
     return scaled_attention(q8, k8, v8, k_scales[:len(q_scales)], q_scales[:len(k_scales)], v_scales, block)
 
 
-def causal(q8, k8, v8, q_scales, k_scales, v_scales, block, least=np.finfo(np.float32).tiny, fill=-np.inf, whole=False,
+def causal(q8, k8, v8, q_scales, k_scales, v_scales, block, least=1.1754944e-38, fill=-np.inf, whole=False,
            own=False, in_place=False, ordinary=False):
     N, D = q8.shape
     if in_place:
