@@ -24,12 +24,11 @@ lab: setup  ## open the course in JupyterLab (PORT=8888, BROWSER=no for a machin
 		notebooks/00_start_here.ipynb
 
 # one thread a process: the tests run side by side already, and threads that wait for each other would starve them
-test: setup  ## run every notebook and every test (TESTS=notebooks/08_flash_attention_triton.ipynb for one)
+test: setup  ## run every notebook and every test (TESTS=notebooks/09_flash_attention_triton.ipynb for one)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
 
-figures: setup  ## draw figures/*.svg again
+figures: setup  ## draw figures/*.svg again, and write the README's measurements
 	$(BIN)/python figures/draw.py
-	$(BIN)/python figures/headline.py
 
 bench: setup  ## measure on this machine's NVIDIA GPU, into figures/<device>/ (BENCH="vector_add" for one suite)
 	$(BIN)/python -m helpers.bench $(BENCH)

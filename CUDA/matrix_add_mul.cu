@@ -29,8 +29,8 @@ __global__ void matmul_naive(const float* a, const float* b, float* c, int M, in
     c[row * N + col] = sum;
 }
 
-// The block brings in one tile of a and one of b together, each thread one element of each, and every element is then
-// used TILE times from shared memory.
+// The block brings in one tile of a and one of b, each thread one element of each. From shared memory every element is
+// then used TILE times.
 __global__ void matmul_tiled(const float* a, const float* b, float* c, int M, int N, int K) {
     __shared__ float a_tile[TILE][TILE];
     __shared__ float b_tile[TILE][TILE];
@@ -41,11 +41,11 @@ __global__ void matmul_tiled(const float* a, const float* b, float* c, int M, in
     for (int k0 = 0; k0 < K; k0 += TILE) {
         a_tile[y][x] = row < M && k0 + x < K ? a[row * K + k0 + x] : 0.0f;
         b_tile[y][x] = k0 + y < K && col < N ? b[(k0 + y) * N + col] : 0.0f;
-        __syncthreads();                                 // the tiles are complete before anyone reads them
+        __syncthreads();                     // the tiles are complete before anyone reads them
         for (int k = 0; k < TILE; k++) sum += a_tile[y][k] * b_tile[k][x];
-        __syncthreads();                                 // everyone has read them before they are overwritten
+        __syncthreads();                     // everyone has read them before they are overwritten
     }
-    if (row < M && col < N) c[row * N + col] = sum;      // no early return above: every thread is needed at the barriers
+    if (row < M && col < N) c[row * N + col] = sum;  // no early return above: the barriers need every thread
 }
 
 int main(int argc, char** argv) {

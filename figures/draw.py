@@ -1,4 +1,4 @@
-"""Draws figures/*.svg. Run by `make figures`; the same bytes each time, so that a test can compare."""
+"""Draws figures/*.svg and writes the README's measurements: `make figures`. The same bytes each time, for a test."""
 import sys
 from pathlib import Path
 
@@ -6,13 +6,15 @@ import matplotlib
 
 matplotlib.use("svg")
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
-from draw_memory import attention_tiling, memory_hierarchy  # noqa: E402
-from draw_pipeline import overlap, pipeline  # noqa: E402
-from draw_softmax import online_softmax  # noqa: E402
-from draw_tiles import causal_blocks, grid_to_tiles  # noqa: E402
-from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE  # noqa: E402
+import readme
+from draw_memory import attention_tiling, memory_hierarchy
+from draw_pipeline import overlap, pipeline
+from draw_softmax import online_softmax
+from draw_tiles import causal_blocks, grid_to_tiles
+from helpers import ROOT
+from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE
 
 PARTS = [                                                # a row each: what it is called, its colour, its lessons
     ("The GPU", QUERY, ["00\nstart here", "01\nvector add\nCUDA", "02\nmatrices\nCUDA", "03\nvector add\nTriton",
@@ -30,8 +32,8 @@ def road():
     """The map of the course: six parts, a row each, their lessons from left to right."""
     fig, ax = plt.subplots(figsize=(7.2, 4.7))
     for y, (part, colour, lessons) in enumerate(PARTS):
-        ax.text(-0.15, -y, f"{['I', 'II', 'III', 'IV', 'V', 'VI'][y]}\n{part}", fontsize=10.5, fontweight="bold", color=INK,
-                ha="right", va="center")
+        number = ("I", "II", "III", "IV", "V", "VI")[y]
+        ax.text(-0.15, -y, f"{number}\n{part}", fontsize=10.5, fontweight="bold", color=INK, ha="right", va="center")
         for x, lesson in enumerate(lessons):
             ax.add_patch(plt.Rectangle((x, -y - 0.4), 0.86, 0.8, facecolor="white", edgecolor=colour, linewidth=2.5))
             ax.text(x + 0.43, -y, lesson, ha="center", va="center", fontsize=9, color=INK)
@@ -43,7 +45,7 @@ def road():
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline, overlap)}
+                                             grid_to_tiles, pipeline, overlap, readme.headline)}
 
 
 def draw(folder: Path):
@@ -56,4 +58,5 @@ def draw(folder: Path):
 
 
 if __name__ == "__main__":
-    draw(Path(__file__).resolve().parent)
+    draw(ROOT / "figures")
+    (ROOT / "README.md").write_text(readme.readme((ROOT / "README.md").read_text()))

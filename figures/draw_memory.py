@@ -2,7 +2,7 @@
 import matplotlib.pyplot as plt
 
 from helpers.gpus import GPUS
-from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE
+from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE, ink_on
 
 REGISTERS_KB, SHARED_BYTES_PER_CLOCK = 256, 128          # of one SM, on all four architectures of the table
 A100_L2_BYTES_PER_CLOCK = 5120
@@ -23,32 +23,30 @@ def _hierarchy(name):
 
 def memory_hierarchy():
     """A pyramid of five memories, smallest and fastest on top, with sizes and speeds of an A100 and an H200."""
-    levels = [("registers", SRAM), ("shared memory", SRAM), ("L2 cache", "#C9C9C9"), ("HBM", HBM), ("host memory", "white")]
-    fig, ax = plt.subplots(figsize=(8.6, 4.1))
-    for y, (level, colour) in enumerate(levels):
+    levels = {"registers": SRAM, "shared memory": SRAM, "L2 cache": "#C9C9C9", "HBM": HBM, "host memory": "white"}
+    fig, ax = plt.subplots(figsize=(7.4, 4.1))
+    for y, (level, colour) in enumerate(levels.items()):
         low, high = 0.75 + 0.45 * (y + 1), 0.75 + 0.45 * y
         ax.add_patch(plt.Polygon([(3.1 - high, -y), (3.1 + high, -y), (3.1 + low, -y - 0.94), (3.1 - low, -y - 0.94)],
                                  facecolor=colour, edgecolor=INK, linewidth=0.8))
         ax.text(3.1, -y - 0.47, level, ha="center", va="center", fontsize=10, fontweight="bold",
-                color="white" if colour == HBM else INK)
-    for x, name in ((6.5, "A100 SXM 80GB"), (10.0, "H200 SXM")):
+                color=ink_on(colour))
+    for x, name in ((6.3, "A100 SXM 80GB"), (10.0, "H200 SXM")):
         ax.text(x, 0.35, name, fontsize=10.5, fontweight="bold", color=INK)
         for y, (size, speed) in enumerate(_hierarchy(name)):
             ax.text(x, -y - 0.3, size, fontsize=9.5, color=INK, va="center")
             ax.text(x, -y - 0.68, speed, fontsize=9.5, color=INK, va="center")
-    for top, bottom, label in ((0, -1.94, "on each SM:\nSRAM"), (-2, -2.94, "shared by\nall SMs"), (-3, -3.94, "on the card"),
-                               (-4, -4.94, "over PCIe")):
+    for top, bottom, label in ((0, -1.94, "on each SM:\nSRAM"), (-2, -2.94, "shared by\nall SMs"),
+                               (-3, -3.94, "on the card"), (-4, -4.94, "over PCIe")):
         ax.plot([0.02, -0.1, -0.1, 0.02], [top, top, bottom, bottom], color=INK, linewidth=0.8)
         ax.text(-0.2, (top + bottom) / 2, label, ha="right", va="center", fontsize=9, color=INK)
-    ax.text(-1.7, -5.35, "Sizes and HBM speeds: data sheets and white papers; L2 of the H200: as its driver reports it. Shared memory: 128 bytes "
-            "a clock and SM at boost clock.\nL2 of the A100: 5120 bytes a clock (white paper). PCIe: generation 4 and 5, 16 lanes.",
-            fontsize=7.5, color=INK, va="top")
-    ax.set(xlim=(-1.8, 13.1), ylim=(-6.1, 0.8))
+    ax.text(-1.9, -5.3, "Sizes and HBM speeds: data sheets and white papers; L2 of the H200: as its driver says.\n"
+            "Shared memory: 128 bytes a clock and SM at boost clock. L2 of the A100: 5120 bytes a clock (white "
+            "paper).\nPCIe: generation 4 and 5, 16 lanes.", fontsize=8.5, color=INK, va="top")
+    ax.set(xlim=(-2, 13.4), ylim=(-6.6, 0.8))
     ax.axis("off")
     return fig
 
-
-# ---------------------------------------------------------------- FA-1 against FA-2
 
 BLOCKS = 4
 
@@ -71,7 +69,7 @@ def _loops(ax, outer_keys):
             wide, tall = (0.7, 0.9) if colour in (QUERY, OUTPUT) else (0.9, 0.6)
             ax.add_patch(plt.Rectangle((x + 0.05, y + 0.05), wide, tall, facecolor=colour, edgecolor="none"))
             ax.text(x + 0.05 + wide / 2, y + 0.05 + tall / 2, label, ha="center", va="center", fontsize=10,
-                    color="white" if colour in (QUERY, VALUE) else INK)
+                    color=ink_on(colour))
     for i in range(BLOCKS):
         for j in range(BLOCKS):
             outer, inner = (j, i) if outer_keys else (i, j)
@@ -96,21 +94,22 @@ def _timeline(ax, outer_keys):
     loads = {name: sum((n, kind) == (name, "load") for _, n, kind in events) for name in colours}
     stores = len(events) - sum(loads.values())
     o = f"o {loads['o']} in, {stores} out" if loads["o"] else f"o {stores} out"
-    ax.set_title(f"q {loads['q']}, k and v {loads['k']} each, {o}: {len(events)} blocks moved", fontsize=9.5, loc="center", color=INK)
+    ax.set_title(f"q {loads['q']}, k and v {loads['k']} each, {o}: {len(events)} blocks moved", fontsize=9.5,
+                 loc="center", color=INK)
     ax.set(xlim=(-0.6, BLOCKS**2 + 0.6), ylim=(3.6, -0.6), yticks=[], xticks=range(1, BLOCKS**2 + 1))
-    ax.tick_params(labelsize=7.5, length=2)
+    ax.tick_params(labelsize=8, length=2)
     ax.set_xlabel("step", fontsize=9)
     ax.spines["left"].set_visible(False)
 
 
 def attention_tiling():
     """Tile orders of FlashAttention-1 and -2 over 4 x 4 tiles, and what each loads and stores at every step."""
-    fig, axes = plt.subplots(2, 2, figsize=(8.6, 6.5), height_ratios=[3, 1.5])
+    fig, axes = plt.subplots(2, 2, figsize=(7.4, 6), height_ratios=[3, 1.5])
     for column, (name, outer_keys) in enumerate((("FlashAttention-1: outer loop over keys", True),
                                                  ("FlashAttention-2: outer loop over queries", False))):
         _loops(axes[0, column], outer_keys)
-        axes[0, column].set_title(name, fontsize=11, loc="center", fontweight="bold", color=INK)
+        axes[0, column].set_title(name, fontsize=10, loc="center", fontweight="bold", color=INK)
         _timeline(axes[1, column], outer_keys)
-    fig.supxlabel("squares are loaded, rings are stored; a turn of the outer loop has one shade; $m$ and $l$ travel with $o$",
-                  fontsize=9, color=INK)
+    fig.supxlabel("squares are loaded, rings are stored; a turn of the outer loop has one shade; $m$ and $l$ "
+                  "travel with $o$", fontsize=9, color=INK)
     return fig

@@ -1,6 +1,4 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
-import contextlib
-import os
 import re
 import subprocess
 import tempfile
@@ -15,11 +13,11 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16,
     "tensordesc<fp16[64, 128]>" for a descriptor of tiles of 64 x 128, an int or a float for a number, a list for a
-    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1 become
-    constants, and multiples of 16 are promised to the compiler.
+    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1
+    become constants, and multiples of 16 are promised to the compiler.
 
-    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block), and
-    the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
+    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block),
+    and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
     """
     return compile_kernels([dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
                                  num_warps=num_warps, num_stages=num_stages)])[0]
@@ -30,41 +28,35 @@ def compile_kernels(requests: list) -> list:
 
     That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
     """
-    # a process of its own: a kernel decorated while the interpreter is on cannot be compiled
-    *made, last = process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
-    if "error" in last:
-        failed = requests[len(made)]
-        raise RuntimeError(f"{failed['kernel']} did not compile for sm_{failed['capability']}: {last['error']}")
-    return [*made, last]
+    try:                                           # elsewhere: kernels decorated for the interpreter cannot be compiled
+        return process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
+    except process.Failed as failed:
+        own = [line for line in failed.stderr.splitlines() if re.search("error:", line, re.IGNORECASE)]
+        raise RuntimeError("\n".join([str(failed).removeprefix("RuntimeError: "), *own])[:2000]) from None
 
 
 def compile_all(requests: list) -> list:
-    """The work of `compile_kernels`, in a process where the interpreter is off; the last one is {"error": why} if it failed."""
+    """The work of `compile_kernels`, in a process where the interpreter is off."""
     made = []
     for request in requests:
-        with tempfile.TemporaryFile("w+") as printed, _stderr_into(printed):
-            try:
-                made.append(_compile(**request))
-            except Exception as problem:
-                printed.seek(0)
-                own = [line for line in printed.read().splitlines() if "error:" in line]       # by passes written in C++
-                return [*made, dict(error="\n".join([*own, str(problem)])[:2000])]
+        try:
+            made.append(_compile(**request))
+        except Exception as problem:
+            name = f"{request['kernel']} did not compile for sm_{request.get('capability', 90)}"
+            raise RuntimeError(f"{name}: {_innermost(problem)}") from problem
     return made
 
 
-@contextlib.contextmanager
-def _stderr_into(file):
-    """What C++ code writes to file descriptor 2 goes into file."""
-    kept = os.dup(2)
-    os.dup2(file.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+def _innermost(problem) -> str:
+    """What the compiler says: the place in the function that was called last, and what is wrong there."""
+    said = str(problem)
+    while problem.__cause__:
+        problem = problem.__cause__
+        said = str(problem) if "\n" in str(problem) else f"{said}\n{problem}" if str(problem) not in said else said
+    return said
 
 
-def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
+def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3):
     from helpers import lessons
     import triton
     import triton.language as tl
@@ -73,7 +65,7 @@ def _compile(lesson, kernel, arguments, capability, num_warps, num_stages):
     from triton.experimental.gluon._runtime import GluonASTSource
 
     fn = getattr(getattr(lessons, lesson), kernel)
-    types = {"fp16": tl.float16, "bf16": tl.bfloat16, "fp32": tl.float32, "fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
+    types = dict(fp16=tl.float16, bf16=tl.bfloat16, fp32=tl.float32, fp8e5=tl.float8e5, fp8e4nv=tl.float8e4nv)
     constants, attributes = {}, {}
 
     def describe(value, path, is_constant=False):

@@ -1,8 +1,8 @@
 """Where Triton kernels run: on an NVIDIA GPU if there is one, otherwise in Triton's interpreter on the CPU.
 
 Triton decides at its import, so this module comes first: `from helpers import device`, then `import triton`.
-TRITON_INTERPRET=1 in the environment asks for the interpreter on a GPU machine too, to debug; TRITON_INTERPRET=0 forbids
-it, so that a machine without a GPU can compile kernels (helpers/compiled.py).
+TRITON_INTERPRET=1 in the environment asks for the interpreter on a GPU machine too, to debug; TRITON_INTERPRET=0
+forbids it, so that a machine without a GPU can compile kernels (helpers/compiled.py).
 """
 import functools
 import os

@@ -1,7 +1,9 @@
-"""What four GPUs can do at most, by their maker's own figures. Nothing here was measured; lessons say so where they use it.
+"""What four GPUs can do at most, by their maker's own figures. Nothing here was measured; lessons say so where they use
+it.
 
-Products are dense (no sparsity) and summed in float32: data sheets like to print twice the number, for matrices that are half
-zeros. Shared memory per multiprocessor (SM) is from the CUDA C++ Programming Guide's table of compute capabilities.
+Products are dense (no sparsity) and summed in float32: data sheets like to print twice the number, for matrices that
+are half zeros. Shared memory per multiprocessor (SM) is from the CUDA C++ Programming Guide's table of compute
+capabilities.
 """
 from typing import NamedTuple
 

@@ -1,9 +1,9 @@
 """Lessons are modules: `from helpers.lessons import flash_attention_triton`.
 
-A code cell whose first line is `#| export` (nbdev's convention) is part of its notebook's module. helpers.lessons.TOPIC is
-made of the exported cells of notebooks/NN_TOPIC.ipynb, and of nothing else of it, by a finder of Python's import system:
-a real module, executed once a process, whose source tracebacks, inspect, Dynamo and pickle find. After an edit, restart,
-or call importlib.reload.
+A code cell whose first line is `#| export` (nbdev's convention) is part of its notebook's module. helpers.lessons.TOPIC
+is made of the exported cells of notebooks/NN_TOPIC.ipynb, and of nothing else of it, by a finder of Python's import
+system: a real module, executed once a process, whose source tracebacks, inspect, Dynamo and pickle find. After an
+edit, restart, or call importlib.reload.
 """
 import importlib
 import importlib.abc
@@ -24,7 +24,8 @@ def notebook(topic: str) -> Path:
     """The notebook of a topic. Raises ImportError, with the topics there are, if there is none."""
     found = {each.stem.split("_", 1)[1]: each for each in sorted(NOTEBOOKS.glob("[0-9]*_*.ipynb"))}
     if topic not in found:
-        raise ImportError(f"there is no lesson {topic!r}; the lessons are {', '.join(found)}", name=f"{__name__}.{topic}")
+        raise ImportError(f"there is no lesson {topic!r}; the lessons are {', '.join(found)}",
+                          name=f"{__name__}.{topic}")
     return found[topic]
 
 
@@ -45,22 +46,17 @@ def source(topic: str) -> str:
     return "\n\n".join(parts)
 
 
-class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds and loads helpers.lessons.TOPIC."""
 
     def find_spec(self, fullname, path=None, target=None):
         package, _, topic = fullname.rpartition(".")
-        if package != __name__:
-            return None
-        file = f"<exported cells of {notebook(topic).name}>"
-        return importlib.machinery.ModuleSpec(fullname, self, origin=file)
-
-    def get_source(self, fullname):
-        return source(fullname.rpartition(".")[2])
+        if package == __name__:
+            return importlib.machinery.ModuleSpec(fullname, self, origin=f"<exported cells of {notebook(topic).name}>")
 
     def exec_module(self, module):
-        code, file = self.get_source(module.__name__), module.__spec__.origin
-        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
+        code, file = source(module.__name__.rpartition(".")[2]), module.__spec__.origin
+        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)      # None: it does not age
         module.__file__ = file                           # with this, inspect finds the source of classes as well
         exec(compile(code, file, "exec"), module.__dict__)
 

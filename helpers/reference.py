@@ -63,7 +63,7 @@ def torch_attention(q, k, v, *, is_causal=False, scale=None):
 
 
 def last_head(q, k, v, *, is_causal=False, last=None):
-    """torch_attention's o [last, D_v] of the last head in float64: the last queries only, all if None. [B, heads, N, D] each."""
+    """torch_attention of the last head of [B, heads, N, D] in float64: o [last, D_v] of the last queries, or of all."""
     q, k, v = (x[-1, -1].double() for x in (q, k, v))
     return torch_attention(q[-last:] if last else q, k, v, is_causal=is_causal)
 

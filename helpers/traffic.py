@@ -4,16 +4,16 @@
         add(x, y)
     print(moved)
 
-Counted is what the programs ask for, lane by lane: a load through 64 x 32 pointers is 2048 elements, less the lanes that
-are masked off, which are reported apart. Caches come after that, and so does the rounding to whole sectors: the memory
-of a GPU may move less, or more. What stays on the chip (tl.dot, reductions, tl.gather) is not counted.
+Counted is what the programs ask for, lane by lane: a load through 64 x 32 pointers is 2048 elements, less the lanes
+that are masked off, which are reported apart. Caches come after that, and so does the rounding to whole sectors: the
+memory of a GPU may move less, or more. What stays on the chip (tl.dot, reductions, tl.gather) is not counted.
 """
 import contextlib
 from collections import defaultdict
 from dataclasses import astuple, dataclass
 
 from helpers import device, lessons, process
-from helpers.interpreter_memory import watched
+from helpers.interpreter import watched
 
 import torch
 

@@ -25,7 +25,8 @@ def one_head(q, k, v):
 def many_heads(q, k, v, enable_gqa: bool):
     """Check the arguments of multi-head attention: q [B, heads, N_q, D], k and v [B, kv_heads, N_k, D], 1 <= D <= 256.
 
-    kv_heads divides heads, and differs from it only with enable_gqa. Raises TypeError or ValueError, naming the argument.
+    kv_heads divides heads, and differs from it only with enable_gqa. Raises TypeError or ValueError, naming the
+    argument.
     """
     tensors(q=q, k=k, v=v)
     for name, x in (("q", q), ("k", k), ("v", v)):
@@ -48,12 +49,12 @@ def many_heads(q, k, v, enable_gqa: bool):
 
 
 def strides(**named):
-    """Raise ValueError where rows or features lie so far apart that the kernels' 32-bit offsets inside a tile overflow."""
+    """Raise ValueError where rows or features lie so far apart that 32-bit offsets inside a tile would overflow."""
     for name, x in named.items():
         for axis, what in ((2, "rows"), (3, "features")):
             if x.shape[axis] > 1 and x.stride(axis) >= 2**23:
-                raise ValueError(f"{name} has {what} that lie {x.stride(axis)} elements apart: the kernel takes less than 2^23 "
-                                 f"(pass {name}.contiguous())")
+                raise ValueError(f"{name} has {what} that lie {x.stride(axis)} elements apart: the kernel takes less "
+                                 f"than 2^23 (pass {name}.contiguous())")
 
 
 def dropout(dropout_p, seed):

@@ -47,12 +47,14 @@ def exercises(lesson):
     """Every `### Exercise N.M` of a lesson: the next code cell is the stub, the one after it the check."""
     found, cells = [], read(lesson).cells
     for place, cell in enumerate(cells):
-        for heading in re.findall(r"^### Exercise (.+)$", cell.source, re.MULTILINE) if cell.cell_type == "markdown" else []:
-            code = [c.source for c in cells[place + 1:] if c.cell_type == "code"]
+        text = cell.source if cell.cell_type == "markdown" else ""
+        for heading in re.findall(r"^### Exercise (.+)$", text, re.MULTILINE):
+            stub, check = [c.source for c in cells[place + 1:] if c.cell_type == "code"][:2]
             after = next(c.source for c in cells[place + 1:] if c.cell_type == "markdown")
             answer = SOLUTION.search(after)
-            found.append(Exercise(lesson, heading.split()[0], "Bug hunt" in heading, code[0], code[1], after.count("<summary>Hint"),
-                                  solved(code[0], FENCED.findall(answer[1])) if answer else ""))
+            solution = solved(stub, FENCED.findall(answer[1])) if answer else ""
+            number, bug_hunt = heading.split()[0], "Bug hunt" in heading
+            found.append(Exercise(lesson, number, bug_hunt, stub, check, after.count("<summary>Hint"), solution))
     return found
 
 
@@ -63,16 +65,20 @@ def solved(stub, pieces):
     lines = stub.splitlines()
     for wrong, right in zip(pieces[::2], pieces[1::2]):
         at = _lines("\n".join(lines), wrong)
-        margin = re.match(" *", lines[at[0]])[0]
+        margin = min(re.match(" *", line)[0] for line in lines[slice(*at)] if line)
         lines[at[0]:at[1]] = textwrap.indent(textwrap.dedent(right).rstrip(), margin).splitlines()
     return "\n".join(lines)
 
 
 def _lines(stub, wrong):
     """Where in a stub some lines are, whatever their margin and comments: (first, the one after the last), or None."""
-    bare = lambda text: [re.sub(r"\s*(#|//) .*", "", line).rstrip() for line in textwrap.dedent(text).strip("\n").splitlines()]
+    def bare(text):
+        lines = textwrap.dedent(text).strip("\n").splitlines()
+        return [re.sub(r"\s*(#|//) .*", "", line).rstrip() for line in lines]
+
     stub, wrong = stub.splitlines(), bare(wrong)
-    return next(((i, i + len(wrong)) for i in range(len(stub)) if bare("\n".join(stub[i:i + len(wrong)])) == wrong), None)
+    places = [(i, i + len(wrong)) for i in range(len(stub))]
+    return next((place for place in places if bare("\n".join(stub[slice(*place)])) == wrong), None)
 
 
 def defined(source):
@@ -86,7 +92,7 @@ def _imports(source):
 
 
 def attempt(exercise, source):
-    """Run the import cell, the cells of nothing but imports, the exported cells, `source` and the check: what the check printed."""
+    """Run the cells that only import, the exported ones, `source` and the check; return what the check printed."""
     first, *cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -1,5 +1,4 @@
-"""The benchmark suites at sizes the interpreter can do, with a clock that is made up; resuming, the budget, the progress line."""
-import io
+"""The suites at sizes the interpreter can do, with a clock that is made up; resuming, the budget, the progress line."""
 import itertools
 import json
 import subprocess
@@ -13,8 +12,8 @@ from helpers.bench import __main__ as command, attention, claims, clock, first_c
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
-WHERE = dict(device="NVIDIA H200", driver="1", torch="2", triton="3", cuda="13", cudnn=9, nvcc="13", date="today", commit="abc",
-             command="here")
+WHERE = dict(device="NVIDIA H200", driver="1", torch="2", triton="3", cuda="13", cudnn=9, nvcc="13", date="today",
+             commit="abc", command="here")
 
 
 @pytest.fixture
@@ -64,8 +63,8 @@ VERSIONS = ["v2", "v3", "v4"]
 EXPECTED = {"flash_attention_v1": (["v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA], 2 * 2 * 5),
             "forward": ([*VERSIONS, "v3 fp8", "v4 fp8", *SDPA], 2 * 2 * 9),
             "backward": (["ours", *SDPA], 2 * 2 * 5),
-            "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers", "tuned",
-                        "specialized", "fp8 kernel"], 4 * 11),
+            "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers",
+                        "tuned", "specialized", "fp8 kernel"], 4 * 11),
             "lengths_and_batches": (["standard", *VERSIONS, "SDPA flash"], 2 * 5),
             "table_8192": (["v1, 1-D grid", "v1", *VERSIONS, *SDPA, "v3 fp8", "v4 fp8"], 3 * 9 + 2)}
 
@@ -90,19 +89,22 @@ def test_types_at_small_sizes(small):
     assert [r["dtype"] for r in products] == ["float32", "float16", "bfloat16", "float8_e4m3fn"]
     assert all(r["tflops"] == pytest.approx(2 * 256**3 / 2 / 1e9) for r in products[:3])
     assert {r["dtype"] for r in attended} == {"float32", "float16", "bfloat16", "float8_e4m3fn"}
+    bounds = dict(float32=1e-5, float16=5e-3, bfloat16=5e-2, float8_e4m3fn=0.5)
     for row in attended:
-        assert "error" in row or row["largest_difference"] <= {"float32": 1e-5, "float16": 5e-3, "bfloat16": 5e-2}.get(row["dtype"], 0.5)
+        assert "error" in row or row["largest_difference"] <= bounds[row["dtype"]]
         assert row["name"] != "standard" or row["largest_difference"] == 0
     assert not [r for r in attended if "error" in r and r["name"] in VERSIONS]
 
 
 def test_vectors_softmax_and_products_at_small_sizes(small):
-    assert [(r["name"], r["gb_per_s"]) for r in measured("vector_add")] == [("copy", 0.004), ("torch", 0.006), ("triton", 0.006)]
+    added = {row["name"]: row["gb_per_s"] for row in measured("vector_add")}
+    assert added == dict(copy=0.004, torch=0.006, triton=0.006)
     rows = measured("softmax_and_matmul")
     assert [(row["operation"], row["name"]) for row in rows] == (
         [("softmax", name) for name in ("copy", "five steps", "torch", "triton")]
         + [("matmul", name) for name in ("naive", "tile of 32", "autotuned", "torch")])
-    assert rows[0]["gb_per_s"] == 2 * 4 * 2**10 / 2 / 1e6 and rows[-1]["tflops"] == 2 * 32**3 / 2 / 1e9 and "tile" in rows[6]
+    assert rows[0]["gb_per_s"] == 2 * 4 * 2**10 / 2 / 1e6 and rows[-1]["tflops"] == 2 * 32**3 / 2 / 1e9
+    assert [row["name"] for row in rows if "tile" in row] == ["autotuned"]
 
 
 @pytest.mark.parametrize("name,before", [("softmax", 3), ("matmul", 1)])
@@ -124,7 +126,8 @@ def test_a_kernel_after_a_rest_and_under_load(small, monkeypatch):
     monkeypatch.setattr(clock, "call_times", call_times)
     monkeypatch.setattr(attention.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(attention.subprocess, "run", lambda *command, **options: types.SimpleNamespace(stdout="1800, 690.5\n"))
+    seen = types.SimpleNamespace(stdout="1800, 690.5\n")
+    monkeypatch.setattr(attention.subprocess, "run", lambda *command, **options: seen)
     rows = measured("after_a_rest")
     assert names(rows) == ["v3", "v4", "SDPA flash", "SDPA cudnn"] and not [row for row in rows if "error" in row]
     for row in rows:
@@ -212,7 +215,7 @@ def test_wrong_gradients_end_the_suite(small, monkeypatch):
 # the clock
 
 class Gpu:
-    """A GPU with a clock of its own, on which the first call of a kernel takes 100 ms and later ones 3, 4 and 5 in turn."""
+    """A GPU with a clock of its own: the first call of a kernel takes 100 ms, later ones 3, 4 and 5 in turn."""
 
     def __init__(self, monkeypatch, lasting=(3.0, 4.0, 5.0)):
         self.now, self.calls, self.flushes, lasting = 0.0, 0, 0, itertools.cycle(lasting)
@@ -300,14 +303,18 @@ def test_a_job_of_several_rows(elsewhere, monkeypatch):
     calls = []
     def suite():
         for n in (1, 2):
-            yield dict(n=n, arguments=[n, n]), lambda n=n: calls.append(n) or [dict(name=name, ms=n) for name in ("add", "multiply")]
+            def measure(n=n):
+                calls.append(n)
+                return [dict(name=name, ms=n) for name in ("add", "multiply")]
+            yield dict(n=n, arguments=[n, n]), measure
     monkeypatch.setitem(run.SUITES, "two", suite)
     rows = run.run_suite("two", WHERE)
     assert rows == [dict(n=n, arguments=[n, n], name=name, ms=n) for n in (1, 2) for name in ("add", "multiply")]
     assert run.run_suite("two", WHERE) == rows and calls == [1, 2]
 
 
-@pytest.mark.parametrize("change", [dict(commit="def"), dict(device="NVIDIA A100"), dict(triton="4"), dict(commit="abc-dirty")])
+@pytest.mark.parametrize("change", [dict(commit="def"), dict(device="NVIDIA A100"), dict(triton="4"),
+                                    dict(commit="abc-dirty")])
 def test_rows_of_another_commit_or_device_are_not_kept(elsewhere, four, change):
     first, seen = WHERE | ({"commit": "abc-dirty"} if change == {"commit": "abc-dirty"} else {}), []
     with pytest.raises(KeyboardInterrupt):
@@ -318,6 +325,11 @@ def test_rows_of_another_commit_or_device_are_not_kept(elsewhere, four, change):
         run.partial("four", WHERE).rename(there)
     four(seen, where=WHERE | change)
     assert seen == [0, 1, 2, 3]
+
+
+def test_a_suite_that_is_not_there():
+    with pytest.raises(SystemExit, match="there is no suite 'nothing'; the suites are vector_add, "):
+        command.main(["types", "nothing"])
 
 
 def only(monkeypatch, **suites):
@@ -350,7 +362,7 @@ def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere,
 def test_a_run_ends_when_its_time_is_up(elsewhere, monkeypatch):
     seen, ticks = [], itertools.count(0, 100)
     only(monkeypatch, four=suite_of(seen))
-    monkeypatch.setattr(run.Progress.__init__, "__defaults__", (lambda: next(ticks), io.StringIO()))
+    monkeypatch.setattr(run.Progress.__init__, "__defaults__", (lambda: next(ticks),))
     with pytest.raises(SystemExit, match="stopped after .* at row . of four: run the same command again"):
         command.main([])
     left = len(seen)
@@ -372,43 +384,37 @@ def test_a_record_where_there_is_a_gpu_and_where_there_is_none(elsewhere, monkey
 
 # the progress line, the commit
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
-def test_progress_in_a_log_and_on_a_terminal():
-    for out, lines in ((io.StringIO(), 4), (Terminal(), 1)):
-        now = [0.0]
-        progress = run.Progress(dict(one=60, two=30), 1000, lambda: now[0], out)
-        progress.begin("one")
-        for N in range(10):
-            now[0] += 2.5
-            progress.row(dict(name="v2", N=N, D=64))
-        now[0] = 50
-        assert progress.remaining() == 40
-        progress.begin("two")
-        now[0] = 95
-        assert progress.remaining() == 0                 # longer than expected: never negative
-        progress.end()
-        written = out.getvalue()
-        assert written.count("\n") == lines and ("\r" in written) == (lines == 1)
-        assert "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left" in written
-        assert "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left" in written
-        assert "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left" in written
+def test_progress(capsys):
+    now = [0.0]
+    progress = run.Progress(dict(one=60, two=30), 1000, lambda: now[0])
+    progress.begin("one")
+    for N in range(10):
+        now[0] += 2.5
+        progress.row(dict(name="v2", N=N, D=64))
+    now[0] = 50
+    assert progress.remaining() == 40
+    progress.begin("two")
+    now[0] = 95
+    assert progress.remaining() == 0                     # longer than expected: never negative
+    assert capsys.readouterr().out.splitlines() == [
+        "1/2 one: 0 rows, begins; 0:00 so far, about 1:30 left",
+        "1/2 one: 5 rows, v2 4 64; 0:12 so far, about 1:17 left",
+        "1/2 one: 10 rows, v2 9 64; 0:25 so far, about 1:05 left",
+        "2/2 two: 0 rows, begins; 0:50 so far, about 0:30 left"]
 
 
 def test_the_commit_is_marked_dirty_by_code_and_not_by_records(tmp_path, monkeypatch):
     def git(*arguments):
-        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments], cwd=tmp_path, check=True, capture_output=True)
+        identity = "-c", "user.name=a", "-c", "user.email=a@b"
+        subprocess.run(["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True)
     monkeypatch.setattr(clock, "ROOT", tmp_path)
     assert clock._commit() == ""
     (tmp_path / "figures" / "h200").mkdir(parents=True)
     kernel, record = tmp_path / "kernel.py", tmp_path / "figures" / "h200" / "four.json"
     for path in (kernel, record):
         path.write_text("1")
-    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
-        git(*command)
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-qm", "first"]):
+        git(*arguments)
     clean = clock._commit()
     assert len(clean) == 12 and "-" not in clean
     record.write_text("2")

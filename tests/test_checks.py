@@ -1,18 +1,20 @@
-"""The checks of the exercises: right versions pass, and for every property a wrong version is caught by it (mistakes/*.py).
+"""The checks of the exercises: right versions pass, and every property catches a wrong version (mistakes/*.py).
 
-A module of mistakes has CASES = {check: dict(right=[fn, …], wrong={property: fn or [fn, …]}, also=[fn, …])}, where those of
-`also` fail some property. `stub` and `broken` may be given where a check takes no function.
+A module of mistakes has CASES = {check: dict(right=[fn, …], wrong={property: fn or [fn, …]}, also=[fn, …])}, where
+those of `also` fail some property. `stub` and `broken` may be given where a check takes no function.
 """
 import contextlib
 import importlib
+import inspect
 import io
+import re
 import sys
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from helpers import device
+from helpers import check, device
 from helpers.check import core
 
 HERE = Path(__file__).parent
@@ -39,6 +41,14 @@ for file in sorted((HERE / "mistakes").glob("*.py")):
 every = pytest.mark.parametrize("name", CASES)
 
 
+def test_every_check_has_its_mistakes():
+    """Of the checks on the face and those of CUDA, some by way of a wrapper that names them."""
+    faces = [*inspect.getmembers(check, inspect.isfunction), *inspect.getmembers(check.cuda, inspect.isfunction)]
+    source = "\n".join(file.read_text() for file in (HERE / "mistakes").glob("*.py"))
+    names = [name for name, fn in faces if fn.__doc__ and not name.startswith("_") and name != "cuda_properties"]
+    assert [name for name in names if not re.search(rf"check\.(cuda\.)?{name}\b", source)] == []
+
+
 def printed(run, fn):
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
@@ -60,7 +70,8 @@ def report(run, fn, only=None):
             lines[-1] += line[7:]
         else:
             lines.append(line)
-    return {name: problem for name, _, problem in (line[8:].partition(": ") for line in lines if line[2:6] in ("ok  ", "FAIL"))}
+    parts = [line[8:].partition(": ") for line in lines if line[2:6] in ("ok  ", "FAIL")]
+    return {name: problem for name, _, problem in parts}
 
 
 def versions_of(wrong):
@@ -76,7 +87,7 @@ def test_right_versions_pass_and_every_property_has_a_wrong_one(name):
         assert set(found) <= set(versions["wrong"])
 
 
-@pytest.mark.parametrize("name,wrong", [(name, wrong) for name, (_, versions) in CASES.items() for wrong in versions["wrong"]])
+@pytest.mark.parametrize("name,wrong", [(name, wrong) for name in CASES for wrong in CASES[name][1]["wrong"]])
 def test_a_wrong_version_fails_its_property(name, wrong):
     run, versions = CASES[name]
     if wrong in IN_THE_INTERPRETER and not device.INTERPRETED:
@@ -86,10 +97,11 @@ def test_a_wrong_version_fails_its_property(name, wrong):
         assert found[wrong], found
 
 
-@pytest.mark.parametrize("name,place", [(name, i) for name, (_, versions) in CASES.items() for i in range(len(versions.get("also", [])))])
-def test_what_is_wrong_somewhere_fails_somewhere(name, place):
+@pytest.mark.parametrize("name", [name for name in CASES if "also" in CASES[name][1]])
+def test_what_is_wrong_somewhere_fails_somewhere(name):
     run, versions = CASES[name]
-    assert any(report(run, versions["also"][place]).values())
+    for fn in versions["also"]:
+        assert any(report(run, fn).values())
 
 
 @every

@@ -1,4 +1,4 @@
-"""The tools around the CUDA programs: nvcc and its reports, the Makefile, the recorded lines, and the sentences of each."""
+"""The tools around the CUDA programs: nvcc and its reports, the Makefile, recorded lines, the sentences of each."""
 import os
 import re
 import shutil
@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from helpers import bench, cuda
+from helpers import cuda
+from helpers.bench import programs
 
 
 def test_show_gives_a_kernel_with_its_comment():
@@ -27,7 +28,7 @@ def test_ptx_and_sass_of_vec_add():
     assert re.search(r"\badd(\.rn)?\.f32", ptx) and len(re.findall(r"\bst\.global\.[fb]32", ptx)) == 1
     assert len(re.findall(r"\bld\.global(\.nc)?\.v4\.[fb]32", cuda.ptx("vec_add.cu"))) == 2
     sass = cuda.sass(cuda.show("vec_add.cu", "vec_add"), "sm_90")
-    assert "sm_90" in sass and re.search(r"\bLDG\.E\b", sass) and re.search(r"\bFADD\b", sass) and re.search(r"\bSTG\.E\b", sass)
+    assert "sm_90" in sass and all(re.search(name, sass) for name in (r"\bLDG\.E\b", r"\bFADD\b", r"\bSTG\.E\b"))
 
 
 @pytest.mark.parametrize("program", ["vec_add.cu", "matrix_add_mul.cu", "attention.cu"])
@@ -110,7 +111,8 @@ def test_another_arch_builds_anew(tmp_path):
 def test_make_emulate_has_no_warnings(tmp_path):
     made = make("emulate", build=tmp_path)
     assert made.returncode == 0 and made.stderr == ""
-    assert sorted(p.name for p in (tmp_path / "emulated").iterdir() if not p.suffix) == ["attention", "matrix_add_mul", "vec_add"]
+    programs = {p.name for p in (tmp_path / "emulated").iterdir() if not p.suffix}
+    assert programs == {"attention", "matrix_add_mul", "vec_add"}
 
 
 @pytest.mark.parametrize("program", ["matrix_add_mul", "attention"])
@@ -121,14 +123,16 @@ def test_nvcc_builds_without_warnings(program, tmp_path):
 
 @pytest.mark.skipif(cuda.has_gpu(), reason="there is a GPU here")
 def test_without_a_gpu_the_built_program_says_so():
-    with pytest.raises(cuda.CudaError, match=r"ended with status 2:\nNo NVIDIA GPU to run on \(.*\); `make -C CUDA emulate`"):
+    sentence = r"ended with status 2:\nNo NVIDIA GPU to run on \(.*\); `make -C CUDA emulate`"
+    with pytest.raises(cuda.CudaError, match=sentence):
         cuda.run("vec_add.cu", emulate=False)
 
 
 def test_two_processes_may_build_the_same_at_once(tmp_path):
     text = '#include <cstdio>\nint main() { puts("built"); }\n'
     command = [sys.executable, "-c", "import pathlib; from helpers import cuda; "
-               f"cuda.toolchain.BUILD = pathlib.Path({str(tmp_path)!r}); print(cuda.run({text!r}, emulate=True), end='')"]
+               f"cuda.toolchain.BUILD = pathlib.Path({str(tmp_path)!r}); "
+               f"print(cuda.run({text!r}, emulate=True), end='')"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cuda.CUDA.parent) for _ in range(2)]
     assert [process.communicate()[0] for process in both] == ["built\n", "built\n"]
     assert sorted(p.suffix for p in tmp_path.iterdir()) == [".emulated", ".log"]
@@ -136,10 +140,13 @@ def test_two_processes_may_build_the_same_at_once(tmp_path):
 
 def test_bench_reads_the_programs_lines():
     """The clock that the emulator does not have is put in its place: every event pair lasts 2 ms."""
-    text = cuda.show("vec_add.cu").replace('#include "harness.cuh"', '#include <cuda_runtime.h>\nstatic cudaError_t '
-        'two(float* ms, cudaEvent_t, cudaEvent_t) { *ms = 2.0f; return cudaSuccess; }\n#define cudaEventElapsedTime two\n'
-        '#include "harness.cuh"')
-    times = bench.cuda_times(cuda.run(text, 1000, emulate=True))
+    two_ms = """#include <cuda_runtime.h>
+static cudaError_t two(float* ms, cudaEvent_t, cudaEvent_t) { *ms = 2.0f; return cudaSuccess; }
+#define cudaEventElapsedTime two
+#include "harness.cuh"
+"""
+    text = cuda.show("vec_add.cu").replace('#include "harness.cuh"\n', two_ms)
+    times = programs.cuda_times(cuda.run(text, 1000, emulate=True))
     assert [t["name"] for t in times] == ["device copy", "vec_add", "vec_add_float4"]
     assert all(t["median_ms"] == t["q1_ms"] == t["q3_ms"] == 2.0 for t in times)
     assert times[1]["gb_per_s"] == 0.006 and times[0]["gb_per_s"] == 0.004

@@ -25,8 +25,9 @@ def test_the_emulator_claims_no_time():
     assert cuda.run("vec_add.cu", 100, emulate=True).count("time not measured (emulated)") == 3
 
 
-ADD, ADD_MATRIX = "c[i] = a[i] + b[i];", "if (row < M && col < N) c[row * N + col] = a[row * N + col] + b[row * N + col];"
-WRONG = [                                                # program, a statement of it, what replaces it, and which check fails
+ADD = "c[i] = a[i] + b[i];"
+ADD_MATRIX = "if (row < M && col < N) c[row * N + col] = a[row * N + col] + b[row * N + col];"
+WRONG = [                                          # program, a statement of it, what replaces it, and which check fails
     ("vec_add.cu", f"if (i < n) {ADD}", "if (i < n) c[i] = a[i] - b[i];", "vec_add"),
     ("vec_add.cu", f"if (i < n) {ADD}", f"if (i + 1 < n) {ADD}", "vec_add"),
     ("vec_add.cu", f"for (; i < n; i++) {ADD}", ";", "vec_add_float4"),
@@ -44,7 +45,7 @@ SIZES = {"vec_add.cu": (1001,), "matrix_add_mul.cu": (40, 33, 64), "attention.cu
 
 
 def with_mutants(program):
-    """The program with every wrong statement in it; the one whose number is in MUTANT is taken instead of the right one."""
+    """The program with every wrong statement in it; MUTANT holds the number of the one that replaces the right one."""
     text = cuda.show(program).replace('#include "harness.cuh"', '#include "harness.cuh"\n'
                                       'static const int mutant = atoi(getenv("MUTANT"));')
     for number, (where, right, wrong, _) in enumerate(WRONG):
@@ -106,11 +107,11 @@ def test_counted_traffic_of_matrices():
     counts = cuda.traffic("matrix_add_mul.cu", n, n, n)
     rows, columns = counts["matrix_add"], counts["matrix_add_columns"]
     assert rows["load_sectors"] == 2 * n * n // 8 and rows["store_sectors"] == n * n // 8
-    assert columns["load_sectors"] == 2 * n * n and columns["store_sectors"] == n * n          # a sector for each element
+    assert columns["load_sectors"] == 2 * n * n and columns["store_sectors"] == n * n        # a sector for each element
     assert columns["load_bytes"] == rows["load_bytes"] and columns["load_requests"] == rows["load_requests"]
     naive, tiled = counts["matmul_naive"], counts["matmul_tiled"]
     assert naive["loads"] == 2 * n**3 and naive["stores"] == n * n
-    assert naive["arrays"]["a"]["load_sectors"] == n**3 // 32                # all lanes of a warp want the same element of a
+    assert naive["arrays"]["a"]["load_sectors"] == n**3 // 32           # all lanes of a warp want the same element of a
     assert naive["arrays"]["b"]["load_sectors"] == n**3 // 8                 # and neighbouring ones of b
     assert tiled["loads"] == 2 * n**3 // tile and tiled["load_sectors"] == 2 * n**3 // tile // 8
     assert tiled["shared_loads"] == 2 * n**3 and tiled["shared_stores"] == tiled["loads"]
@@ -119,7 +120,7 @@ def test_counted_traffic_of_matrices():
 
 
 def test_counted_traffic_of_attention():
-    """Flash reads q once, and k and v once for each block of queries; only the standard way moves the N_q x N_k matrix."""
+    """Flash reads q once, k and v once for each block of queries; only the standard way moves the N_q x N_k matrix."""
     n_q, n_k, heads, d, block_m = 128, 96, 2, 64, 64
     counts = cuda.traffic("attention.cu", n_q, n_k, heads)
     flash = counts["flash_attention"]
@@ -129,9 +130,9 @@ def test_counted_traffic_of_attention():
     assert counts["attention_scores"]["stores"] == scores == counts["attention_softmax"]["stores"]
     assert counts["attention_softmax"]["loads"] == 3 * scores
     scratch = counts["attention_softmax"]["arrays"]["scratch"]
-    reductions = 2 * heads * n_q                                             # each adds 127 pairs; then 128 threads read the result
+    reductions = 2 * heads * n_q                                 # each adds 127 pairs; then 128 threads read the result
     assert scratch["shared_loads"] == reductions * (2 * 127 + 128)
-    warps = 2 * (2 + 1 + 5) + 4                                              # pairs: 64 threads, 32, then 16, 8, 4, 2, 1
+    warps = 2 * (2 + 1 + 5) + 4                                             # pairs: 64 threads, 32, then 16, 8, 4, 2, 1
     assert scratch["shared_load_requests"] == reductions * warps == scratch["shared_load_wavefronts"]
     assert counts["attention_output"]["arrays"]["p"]["loads"] == scores * (d // 32)
     assert counts["attention_scores"]["arrays"]["k_tile"]["shared_load_wavefronts"] == scores * d // 32
@@ -143,10 +144,10 @@ def test_padding_removes_bank_conflicts():
     assert k_tile["shared_load_wavefronts"] == 32 * k_tile["shared_load_requests"]
 
 
-@pytest.mark.skipif(not cuda.has_gpu(), reason="no NVIDIA GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_gpu_and_emulator_print_the_same(program):
     def lines(sizes, emulate):
-        return ["[gpu]" if x.startswith("[gpu]") else x for x in cuda.run(program, *sizes, emulate=emulate).splitlines()]
+        return [x if x[:5] != "[gpu]" else "" for x in cuda.run(program, *sizes, emulate=emulate).splitlines()]
     for sizes in PROGRAMS[program]:
         assert lines(sizes, False) == lines(sizes, True)

@@ -47,7 +47,6 @@ def test_capability():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU to measure on")
-@pytest.mark.parametrize("suite,message", [("", "no NVIDIA GPU"), ("nothing", "there is no suite 'nothing'")])
-def test_bench_refuses(suite, message):
-    done = subprocess.run([sys.executable, "-m", "helpers.bench", *suite.split()], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+def test_bench_refuses():
+    done = subprocess.run([sys.executable, "-m", "helpers.bench"], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1 and "no NVIDIA GPU" in done.stderr and "Traceback" not in done.stderr

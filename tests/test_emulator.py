@@ -8,7 +8,7 @@ import pytest
 
 from helpers import cuda
 
-# Each case is a kernel with a planted fault, and its twin with the fault mended. One program holds all; argv[1] picks one.
+# Each case is a kernel with a planted fault, and its twin with the fault mended. argv[1] picks one.
 FAULTS = r"""
 #include "harness.cuh"
 
@@ -81,7 +81,7 @@ __global__ void other_block(float* out, bool apart) {
 __global__ void add_right_neighbour(float* out, int n) {
     int i = blockIdx.x * blockDim.x + threadIdx.x;
     float x = i + 1 < n ? out[i + 1] : 0.0f;                               // @neighbour
-    __syncthreads();                                                       // orders the threads of one block, and no others
+    __syncthreads();                                                   // orders the threads of one block, and no others
     out[i] += x;                                                           // @plus
 }
 struct Vector { float* data; };
@@ -163,34 +163,37 @@ int main(int, char** argv) {
 
 # @name stands for the number of the line that ends in the comment // @name
 NAMED = {
-    "divergent": r"cell.cu:@some: the __syncthreads\(\) of block \(0,0,0\) in kernel divergent was reached by 40 of its 64 threads: "
-                 r"thread \(40,0,0\) ended without it",
+    "divergent": r"cell.cu:@some: the __syncthreads\(\) of block \(0,0,0\) in kernel divergent was reached by 40 of "
+                 r"its 64 threads: thread \(40,0,0\) ended without it",
     "returns_early": r"cell.cu:@late: the __syncthreads\(\) .* was reached by 50 of its 64 threads",
-    "two_barriers": r"cell.cu:@even: the __syncthreads\(\) .* was reached by thread \(0,0,0\), while thread \(\d+,0,0\) waits at "
-                    r"another one, at line @odd",
+    "two_barriers": r"cell.cu:@even: the __syncthreads\(\) .* was reached by thread \(0,0,0\), while thread "
+                    r"\(\d+,0,0\) waits at another one, at line @odd",
     "store past the end": r"cell.cu:@store: thread \(63,0,0\) of block \(0,0,0\) in kernel store writes out\[128\], "
                           r"but out has 128 elements",
-    "load before the start": r"cell.cu:@load: thread \(0,0,0\) .* reads in\[-3\], but in has 64 elements: out of bounds",
+    "load before the start": r"cell.cu:@load: thread \(0,0,0\) .* reads in\[-3\], but in has 64 elements: out of b",
     "load of nothing": r"cell.cu:@load: thread \(0,0,0\) .* reads in\[0\] in global memory, which nobody has written",
     "null": r"cell.cu:@load: thread \(0,0,0\) .* follows in, which is a null pointer",
     "host pointer": r"argument in of kernel load points to host memory",
     "freed": r"cell.cu:@load: .* reads in\[0\] after cudaFree",
     "device pointer": r"cell.cu:@malloc: host code followed a pointer to device memory",
-    "reverse": r"cell.cu:@fill: thread \(32,0,0\) .* writes tile\[32\] in shared memory, which thread \(31,0,0\) read at line "
-               r"@reversed with no __syncthreads\(\) in between: a race",
-    "shift": r"cell.cu:@left: thread \(1,0,0\) .* reads tile\[0\] in shared memory, which thread \(0,0,0\) wrote at line @put "
-             r"with no __syncthreads\(\) in between: a race",
-    "half_filled": r"cell.cu:@get: thread \(56,0,0\) .* reads tile\[7\]\[0\] in shared memory, which no thread of the block has written",
-    "outside_tile": r"cell.cu:@outside: thread \(56,0,0\) .* uses index 8 of tile, a shared array with 8 entries there: out of bounds",
+    "reverse": r"cell.cu:@fill: thread \(32,0,0\) .* writes tile\[32\] in shared memory, which thread \(31,0,0\) read "
+               r"at line @reversed with no __syncthreads\(\) in between: a race",
+    "shift": r"cell.cu:@left: thread \(1,0,0\) .* reads tile\[0\] in shared memory, which thread \(0,0,0\) wrote at "
+             r"line @put with no __syncthreads\(\) in between: a race",
+    "half_filled": r"cell.cu:@get: thread \(56,0,0\) .* reads tile\[7\]\[0\] in shared memory, which no thread of the "
+                   r"block has written",
+    "outside_tile": r"cell.cu:@outside: thread \(56,0,0\) .* uses index 8 of tile, a shared array with 8 entries "
+                    r"there: out of bounds",
     "scalar": r"thread \(63,0,0\) .* writes total\[0\] in shared memory, which thread \(0,0,0\) read .* a race",
     "dynamic_race": r"writes smem\[\d+\] in shared memory, which thread .* a race",
     "too little dynamic": r"smem\[127\], but smem has 127 elements",
-    "all_add": r"cell.cu:@add: thread \(1,0,0\) .* reads out\[0\] in global memory, which thread \(0,0,0\) wrote at line @add .* a race",
-    "other_block": r"cell.cu:@same: thread \(0,0,0\) of block \(1,0,0\) .* writes out\[0\] in global memory, which a thread of another "
-                   r"block wrote at line @same: a race",
-    "add_right_neighbour": r"cell.cu:@plus: thread \(0,0,0\) of block \(1,0,0\) .* writes out\[64\] in global memory, which a "
-                           r"thread of another block read at line @neighbour: a race",
-    "in_a_struct": r"thread \(0,0,0\) of block \(0,0,0\) in kernel in_a_struct follows a pointer that was not an argument",
+    "all_add": r"cell.cu:@add: thread \(1,0,0\) .* reads out\[0\] in global memory, which thread \(0,0,0\) wrote at "
+               r"line @add .* a race",
+    "other_block": r"cell.cu:@same: thread \(0,0,0\) of block \(1,0,0\) .* writes out\[0\] in global memory, which a "
+                   r"thread of another block wrote at line @same: a race",
+    "add_right_neighbour": r"cell.cu:@plus: thread \(0,0,0\) of block \(1,0,0\) .* writes out\[64\] in global memory, "
+                           r"which a thread of another block read at line @neighbour: a race",
+    "in_a_struct": r"thread \(0,0,0\) of block \(0,0,0\) in kernel in_a_struct follows a pointer that was not an arg",
     "misaligned": r"cell.cu:@four: .* reads 16 bytes of in at once from an address that is no multiple of 16",
     "big_local": r"thread \(0,0,0\) .* needs more than 256 KiB",
     "too_much_shared": r"cell.cu:@shared: too_much_shared needs 80000 bytes of shared memory, and a block has 49152",
@@ -244,13 +247,15 @@ def test_every_pick_is_a_case():
 
 
 def without_barrier(program):
-    """The program's text with its barriers numbered; the one whose number is in REMOVED is skipped. And how many there are."""
-    numbers = itertools.count()
-    text = re.sub(r"__syncthreads\(\);", lambda m: f"if (removed != {next(numbers)}) __syncthreads();", cuda.show(program))
-    return 'static const int removed = atoi(getenv("REMOVED"));'.join(re.split(r"(?<=harness.cuh\"\n)", text)), next(numbers)
+    """The program's text with its barriers numbered, the one of number REMOVED skipped. And how many there are."""
+    numbers, text = itertools.count(), cuda.show(program)
+    text = re.sub(r"__syncthreads\(\);", lambda m: f"if (removed != {next(numbers)}) __syncthreads();", text)
+    head, body = re.split(r"(?<=harness.cuh\"\n)", text)
+    return f'{head}static const int removed = atoi(getenv("REMOVED"));{body}', next(numbers)
 
 
-@pytest.mark.parametrize("program, barrier", [("matrix_add_mul.cu", i) for i in range(2)] + [("attention.cu", i) for i in range(9)])
+@pytest.mark.parametrize("program, barrier", [*(("matrix_add_mul.cu", i) for i in range(2)),
+                                              *(("attention.cu", i) for i in range(9))])
 def test_every_barrier_of_the_programs_is_needed(program, barrier, monkeypatch):
     """Leave out one __syncthreads() of a program, any one: the emulator names the race, whatever the results are."""
     text, barriers = without_barrier(program)
@@ -312,8 +317,8 @@ int main() {
 
 
 def test_the_dialect_of_the_emulator():
-    """Templates, device functions, launch bounds, restrict, streams, 3-D shared arrays, local arrays, max of floats, unsigned
-    atomics: nvcc compiles the text, and the emulator runs it right."""
+    """Templates, device functions, launch bounds, restrict, streams, 3-D shared arrays, local arrays, max of floats,
+    unsigned atomics: nvcc compiles the text, and the emulator runs it right."""
     assert cuda.run(DIALECT, emulate=True) == "right 192 192\n"
     assert cuda.ptx(DIALECT).count(".entry") == 1
 

@@ -49,9 +49,10 @@ STUB = """def f(x):
 
 
 @pytest.mark.parametrize("pieces,solution", [
-    (["y = x[i]\n", "y = x[i + 1]                                   # the next\n"], STUB.replace("y = x[i]                                       # one",
-                                                                                                   "y = x[i + 1]                                   # the next")),
-    (["        z = y + 1\n    return z\n", "    return y\n"], STUB.replace("        z = y + 1\n    return z\n", "        return y\n")),
+    (["y = x[i]\n", "y = x[i + 1]\n"], STUB.replace("y = x[i]" + " " * 39 + "# one", "y = x[i + 1]")),
+    (["    z = y + 1\nreturn z\n", "return y\n"], STUB.replace("        z = y + 1\n    return z\n", "    return y\n")),
+    (["for i in range(3):\n", "for i in [1]:\n", "return z\n", "return -z\n"],
+     STUB.replace("range(3)", "[1]").replace("return z", "return -z")),
     (["def f(x):\n    return x\n"], "def f(x):\n    return x\n"),
     (["import math\n", "def f(x):\n    return 1\n"], "import math\ndef f(x):\n    return 1\n")])
 def test_a_solution_may_be_wrong_lines_and_right_ones(pieces, solution):

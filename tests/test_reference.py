@@ -127,3 +127,12 @@ def test_large_logits_and_nan():
     assert np.isfinite(reference.attention(1e4 * q, k, v)).all()
     k[2, 1] = np.nan
     assert np.isnan(reference.attention(q, k, v)).all()
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("last", [None, 2])
+def test_the_last_head_is_the_last_head(is_causal, last):
+    q, k, v = map(torch.tensor, inputs((2, 3, 7, 8), (2, 3, 7, 8)))
+    want = reference.torch_attention(q, k, v, is_causal=is_causal)[-1, -1]
+    found = reference.last_head(q, k, v, is_causal=is_causal, last=last)
+    torch.testing.assert_close(found, want[-last:] if last else want)

@@ -9,10 +9,10 @@ import sys
 import matplotlib
 import pytest
 
-from helpers import ROOT, check_system
+from helpers import ROOT, preflight
 
 sys.path.insert(0, str(ROOT / "figures"))
-import draw  # noqa: E402
+import draw
 
 PINS = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?==([\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
 
@@ -33,7 +33,7 @@ def test_lab_takes_port_and_browser():
 
 
 def test_this_machine_is_fine():
-    assert check_system.problem() is None
+    assert preflight.problem() is None
 
 
 @pytest.mark.parametrize("change,sentence", [
@@ -44,7 +44,7 @@ def test_this_machine_is_fine():
 ])
 def test_an_unsuitable_machine_gets_one_sentence(monkeypatch, change, sentence):
     change(monkeypatch)
-    assert sentence in check_system.problem() and "\n" not in check_system.problem()
+    assert sentence in preflight.problem() and "\n" not in preflight.problem()
 
 
 def test_missing_venv(monkeypatch):
@@ -54,7 +54,7 @@ def test_missing_venv(monkeypatch):
             raise ImportError(name)
         return real(name, *args, **kwargs)
     monkeypatch.setattr(builtins, "__import__", without_venv)
-    assert "python3-venv" in check_system.problem()
+    assert "python3-venv" in preflight.problem()
 
 
 def test_everything_is_pinned():
@@ -78,12 +78,13 @@ def test_figures_are_up_to_date(tmp_path):
         assert (tmp_path / f"{name}.svg").read_bytes() == (ROOT / "figures" / f"{name}.svg").read_bytes(), name
 
 
+TEXTS = ".py", ".md", ".txt", ".yml", ".ipynb", ".cu", ".cuh", "Makefile", "run"
 PATTERNS = ("tests/test_setup.py", "tests/test_lint.py")   # these two hold the patterns themselves
 
 
 def test_nothing_names_a_machine_or_a_registry():
     files = subprocess.run(["git", "ls-files"], capture_output=True, text=True, cwd=ROOT).stdout.split()
     for name in files:
-        if name.endswith((".py", ".md", ".txt", ".yml", ".ipynb", ".cu", ".cuh", "Makefile", "run")) and name not in PATTERNS:
+        if name.endswith(TEXTS) and name not in PATTERNS:
             found = re.search(r"/work/|/tmp/venv|/root/|/opt/pypi|files\.pythonhosted", (ROOT / name).read_text())
             assert not found, f"{name}: {found and found[0]}"

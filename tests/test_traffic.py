@@ -1,5 +1,6 @@
-"""Counted traffic against kernels whose traffic is known by hand, lesson 07's loops, and the reading of Nsight Compute."""
+"""Counted traffic against kernels that are known by hand, blocked attention's loops, what Nsight Compute says."""
 import json
+import operator
 import shutil
 import subprocess
 import sys
@@ -13,14 +14,15 @@ from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from helpers import ROOT, device, ncu, lessons, reference, traffic
+from helpers import ROOT, device, lessons, reference, traffic
+from helpers.bench import clock, ncu
 
-interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="kernels run on the GPU, and the interpreter is counted")
+interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="kernels run on the GPU, the interpreter is counted")
 FLASH = ("flash_attention_triton", "flash_attention_v1")
 
 
 def rows(moved):
-    return {(argument, operation): (m.elements, m.bytes, m.masked) for (_, argument, operation), m in moved.rows.items()}
+    return {key[1:]: (m.elements, m.bytes, m.masked) for key, m in moved.rows.items()}
 
 
 @triton.jit
@@ -30,13 +32,15 @@ def copy_kernel(x_ptr, z_ptr, n, BLOCK: tl.constexpr):
 
 
 @interpreted
-@pytest.mark.parametrize("dtype,itemsize", [(torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8),
-                                            (torch.int8, 1), (torch.bool, 1), (torch.float8_e5m2, 1)], ids=str)
+@pytest.mark.parametrize("dtype,itemsize", [
+    (torch.float16, 2), (torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8), (torch.int8, 1), (torch.bool, 1),
+    (torch.float8_e5m2, 1)], ids=str)
 def test_copy(dtype, itemsize):
     x, z = torch.ones(1000).to(dtype), torch.zeros(1000).to(dtype)
     with traffic.count() as moved:
         copy_kernel[(4,)](x, z, 1000, BLOCK=256)
-    assert rows(moved) == {("x_ptr", "load"): (1000, 1000 * itemsize, 24), ("z_ptr", "store"): (1000, 1000 * itemsize, 24)}
+    found = 1000, 1000 * itemsize, 24
+    assert rows(moved) == {("x_ptr", "load"): found, ("z_ptr", "store"): found}
     assert torch.equal(x.float(), z.float())
     assert moved.total("load") == traffic.Moved(1000, 1000 * itemsize, 24)
     assert moved.total("atomic") == traffic.Moved(0, 0, 0) == moved.total("load", "z_ptr")
@@ -170,8 +174,8 @@ def test_an_error_leaves_the_interpreter_as_it_was():
     with pytest.raises(ZeroDivisionError):
         with traffic.count():
             assert interpreter._interpreter is not before[0]
-            1 / 0
-    with pytest.raises(Exception):
+            operator.floordiv(1, 0)
+    with pytest.raises(Exception, match="has no attribute"):
         with traffic.count():
             copy_kernel[(1,)](torch.ones(4), torch.ones(4), 4, BLOCK="wide")
     assert before == (interpreter._interpreter, interpreter.GridExecutor.__call__, interpreter._patch_lang_tensor)
@@ -180,8 +184,8 @@ def test_an_error_leaves_the_interpreter_as_it_was():
 
 @interpreted
 @settings(max_examples=15, deadline=None)
-@given(N=st.integers(1, 130), D=st.integers(1, 80), BLOCK_M=st.sampled_from([16, 32]), BLOCK_N=st.sampled_from([16, 64]),
-       BLOCK_V=st.sampled_from([16, 64]))
+@given(N=st.integers(1, 130), D=st.integers(1, 80), BLOCK_M=st.sampled_from([16, 32]),
+       BLOCK_N=st.sampled_from([16, 64]), BLOCK_V=st.sampled_from([16, 64]))
 def test_flash_attention_v1_moves_what_its_loops_say(N, D, BLOCK_M, BLOCK_N, BLOCK_V):
     moved = traffic.of(*FLASH, *[(N, D)] * 3, tiles=dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_V=BLOCK_V))
     T, parts = -(-N // BLOCK_M), -(-D // BLOCK_V)        # blocks of queries, blocks of features
@@ -207,7 +211,7 @@ def test_refuses_when_kernels_run_on_the_gpu(monkeypatch):
             pass
 
 
-# ---------------------------------------------------------------- lesson 07
+# the loops of blocked attention in NumPy
 
 lesson = lessons.flash_attention_numpy
 
@@ -234,66 +238,100 @@ def test_sram_refuses_a_byte_too_many():
         lesson.outer_over_queries(*tensors, lesson.SRAM(need - 1), 32, 16)
 
 
-# ---------------------------------------------------------------- Nsight Compute
+# Nsight Compute
 
-HEADER = ('"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size","Device",'
-          '"CC","Section Name","Metric Name","Metric Unit","Metric Value"')
+HEADER = ('"ID","Process ID","Process Name","Host Name","Kernel Name","Context","Stream","Block Size","Grid Size",'
+          '"Device","CC","Section Name","Metric Name","Metric Unit","Metric Value"')
 
 
 def printed(*rows):
     """What `ncu --csv` prints: its own messages, what the program printed, the table."""
-    line = ('"{}","77","python3.12","127.0.0.1","flash_attention_v1_kernel","1","7","(128, 1, 1)","(16, 1, 1)","0","9.0",'
-            '"Command line profiler metrics","{}","{}","{}"')
+    line = ('"{}","77","python3.12","127.0.0.1","flash_attention_v1_kernel","1","7","(128, 1, 1)","(16, 1, 1)","0",'
+            '"9.0","Command line profiler metrics","{}","{}","{}"')
     return "\n".join(['==PROF== Connected to process 77 (/usr/bin/python3.12)', 'a line of the program, "quoted"',
                       '==PROF== Disconnected from process 77', HEADER, *(line.format(*row) for row in rows)]) + "\n"
 
 
 def test_parse():
-    assert ncu.parse(printed((0, "dram__bytes_read.sum", "byte", "1,234,567"), (0, "dram__bytes_write.sum", "byte", "0"),
-                             (10, "dram__bytes_read.sum", "byte", "9"),
-                             (2, "lts__t_sectors_srcunit_tex_op_read.sum", "sector", "3,000"),
-                             (2, "lts__t_bytes.sum", "byte", "n/a"), (2, "sm__cycles_active.avg", "cycle", "5"))) == [
-        dict(dram_read_bytes=1234567, dram_write_bytes=0), dict(l2_to_sm_bytes=96000), dict(dram_read_bytes=9)]
+    table = printed((0, "dram__bytes_read.sum", "byte", "1,234,567"), (0, "dram__bytes_write.sum", "byte", "0"),
+                    (10, "dram__bytes_read.sum", "byte", "9"),
+                    (2, "lts__t_sectors_srcunit_tex_op_read.sum", "sector", "3,000"),
+                    (2, "lts__t_bytes.sum", "byte", "n/a"), (2, "sm__cycles_active.avg", "cycle", "5"))
+    assert ncu.parse(table, ncu.TRAFFIC) == [
+        dict(kernel=ncu.KERNEL, dram_read_bytes=1234567, dram_write_bytes=0),
+        dict(kernel=ncu.KERNEL, l2_to_sm_bytes=96000), dict(kernel=ncu.KERNEL, dram_read_bytes=9)]
+    table = printed((0, "l1tex__t_sector_hit_rate.pct", "%", "12.5"))
+    assert ncu.parse(table, ncu.CUDA_PROFILE) == [dict(kernel=ncu.KERNEL, l1_hit_percent=12.5)]
     with pytest.raises(ValueError, match="printed no table, but: ==ERROR== the program ended"):
-        ncu.parse("==ERROR== the program ended")
+        ncu.parse("==ERROR== the program ended", ncu.TRAFFIC)
     with pytest.raises(ValueError, match="lts__t_bytes.sum came in 'Kbyte'"):
-        ncu.parse(printed((0, "lts__t_bytes.sum", "Kbyte", "1")))
+        ncu.parse(printed((0, "lts__t_bytes.sum", "Kbyte", "1")), ncu.TRAFFIC)
 
 
-def test_measure_with_a_stand_in_for_ncu(tmp_path, monkeypatch):
-    table = [(i, name, "byte" if factor == 1 else "sector", f"{1000 * (i + 1):,}") for i in range(2)
-             for ours, (name, factor) in ncu.METRICS.items() if ours not in ncu.EXTRAS]
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A program in place of Nsight Compute on a GPU that counts few things, and a way to let it say something else."""
+    known = [name for ours, name in ncu.TRAFFIC.items() if not ours.startswith("asked_")]
+    table = [(i, name, "sector" if "sectors" in name else "byte", f"{1000 * (i + 1):,}")
+             for i in range(2) for name in known]
     program = tmp_path / "ncu"
-    program.write_text(f"#!{sys.executable}\nimport sys\nif '--version' in sys.argv: print('Version 2025.3.1.0 (build 1)')\n"
-                       f"elif '--query-metrics' in sys.argv: print('dram__bytes_read  Counter  byte')\n"
-                       f"else: assert 'smsp' not in str(sys.argv); print({printed(*table)!r})\n")
-    program.chmod(0o755)
+    def says(code):
+        program.write_text(f"#!{sys.executable}\nimport sys\n{code}\n")
+        program.chmod(0o755)
+    listed = "\n".join(f"{name.split('.')[0]}  Counter" for name in known)
+    says(f"if '--query-metrics' in sys.argv: print({listed!r})\n"
+         f"else: assert 'smsp' not in str(sys.argv); print({printed(*table)!r})")
     monkeypatch.setattr(ncu, "LENGTHS", [64, 200])
-    monkeypatch.setattr(ncu, "provenance", lambda: dict(device="NVIDIA Test"))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: type("", (), dict(L2_cache_size=5)))
-    record = json.loads(json.dumps(ncu.measure(str(program))))
-    assert (record["device"], record["ncu"], record["command"]) == ("NVIDIA Test", "2025.3.1.0", "python -m helpers.ncu")
+    return str(program), says
+
+
+def test_traffic_with_a_stand_in_for_ncu(stand_in, monkeypatch):
+    program, says = stand_in
+    record = json.loads(json.dumps(ncu.measure_traffic(program)))
     keys = "N", "formula_bytes", "counted_bytes", "dram_read_bytes", "l2_to_sm_bytes"
     assert [tuple(row[key] for key in keys) for row in record["rows"]] == [(64, 32768, 32768, 1000, 32000),
                                                                           (200, 256000, 256000, 2000, 64000)]
+    assert not [name for name in record["metrics"] if name.startswith("asked_")]         # not on this GPU
     monkeypatch.setattr(ncu, "LENGTHS", [64])
     with pytest.raises(ValueError, match="saw 2 launches of flash_attention_v1_kernel, expected 1"):
-        ncu.measure(str(program))
+        ncu.measure_traffic(program)
     for ending, message in (("print('==ERROR== ERR_NVGPUCTRPERM'); sys.exit(1)", "only administrators read"),
                             ("print('out of luck'); sys.exit(9)", "ncu ended with status 9: out of luck")):
-        program.write_text(f"#!{sys.executable}\nimport sys\n{ending}\n")
+        says(ending)
         with pytest.raises(RuntimeError, match=message):
-            ncu.measure(str(program))
+            ncu.counters(program, ncu.TRAFFIC, ["program"])
 
 
-@pytest.mark.skipif(torch.cuda.is_available() and shutil.which("ncu") is not None, reason="there is something to measure with")
+def test_the_profile_of_the_cuda_programs(monkeypatch):
+    calls = []
+    def counters(path, metrics, program, *options):
+        calls.append((program, options))
+        return [dict(kernel="vec_add", dram_percent=70.0)]
+    monkeypatch.setattr(ncu, "counters", counters)
+    monkeypatch.setattr(ncu.cuda, "build", lambda program, arch: f"{program}.{arch}")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    rows = ncu.measure_cuda_profile("ncu")["rows"]
+    assert rows[0] == dict(program="vec_add.cu", arguments=[2**28], kernel="vec_add", dram_percent=70.0)
+    assert calls[1] == (["matrix_add_mul.cu.sm_90", 4096, 4096, 4096], ("--launch-count", "4"))
+
+
+def test_both_records_are_written(stand_in, monkeypatch):
+    program, says = stand_in
+    says("print('NVIDIA (R) Nsight Compute Command Line Profiler\\nVersion 2025.3.1.0 (build 1)')")
+    saved = {}
+    for name, value in dict(measure_traffic=lambda ncu: dict(rows=[1]), measure_cuda_profile=lambda ncu: dict(rows=[2]),
+                            save=saved.__setitem__).items():
+        monkeypatch.setattr(ncu, name, value)
+    monkeypatch.setattr(clock, "provenance", lambda command: dict(command=command))
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: program)
+    ncu.main()
+    where = dict(command="python -m helpers.bench.ncu", ncu="2025.3.1.0")
+    assert saved == dict(traffic=where | dict(rows=[1]), cuda_profile=where | dict(rows=[2]))
+
+
+@pytest.mark.skipif(torch.cuda.is_available() and shutil.which("ncu") is not None, reason="it would measure")
 def test_ncu_refuses_in_a_sentence():
-    done = subprocess.run([sys.executable, "-m", "helpers.ncu"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-m", "helpers.bench.ncu"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1 and "nothing to measure" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_extras_are_asked_for_where_they_exist():
-    metrics = ncu.command("ncu", "l1tex__m_xbar2l1tex_read_bytes  Counter\nsmsp__sass_data_bytes_mem_global_op_ld  Counter")
-    metrics = metrics[metrics.index("--metrics") + 1].split(",")
-    assert "l1tex__m_xbar2l1tex_read_bytes.sum" in metrics and "dram__bytes_read.sum" in metrics
-    assert [m for m in metrics if m.startswith("smsp")] == ["smsp__sass_data_bytes_mem_global_op_ld.sum"]

@@ -35,14 +35,11 @@ def main(names) -> int:
         try:
             rows = run.run_suite(name, where, progress.row)
         except TimeoutError as stop:
-            progress.end()
             sys.exit(str(stop))
         except Exception as problem:                     # the other suites can still be measured
-            progress.end()
             failed += 1
             print(f"{name} failed: {type(problem).__name__}: {problem}", file=sys.stderr, flush=True)
             continue
-        progress.end()
         save(name, made_of(name, where, rows))
         run.partial(name, where).unlink()
     return failed

@@ -17,7 +17,7 @@ ONE_HEAD = [*LENGTHS, 32768]
 FLEX_LENGTHS = [4096, 16384]                             # torch.compile takes some ten seconds for each
 BACKWARD_LENGTHS = [512, 2048, 4096, 8192, 16384]
 BACKWARD_BOUND = 5e-3                                    # of the relative error of dq, dk and dv in float16
-LAST = 256                                               # queries that are compared where a float64 matrix of all would not fit
+LAST = 256                                       # queries that are compared where a float64 matrix of all would not fit
 
 
 def random_inputs(*shape, dtype=torch.float16):
@@ -35,10 +35,10 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
     work = 4 * B * heads * N * N * D / (2 if is_causal else 1)
     want = functools.cache(functools.partial(reference.last_head, *inputs, is_causal=is_causal, last=last))
     for name, fn in fns.items():
-        fp8 = "fp8" in name
-        facts = dict(name=name, dtype="float8_e4m3fn" if fp8 else str(dtype).removeprefix("torch."), batch=B, heads=heads,
-                     N=N, D=D, is_causal=is_causal)
-        bound = kernels.FP8_BOUND if fp8 else kernels.BOUNDS[dtype]
+        kind, bound = str(dtype).removeprefix("torch."), kernels.BOUNDS[dtype]
+        if "fp8" in name:
+            kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
+        facts = dict(name=name, dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
         yield facts, functools.partial(kernels.tolerant, name, functools.partial(
             _forward, name, fn, inputs, want, bound, last, work, times or clock.timing, more))
 
@@ -46,7 +46,8 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
 def _forward(name, fn, inputs, want, bound, last, work, times, more):
     error = clock.verified(name, fn(*inputs)[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
     taken = times(lambda: fn(*inputs))
-    return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken, **(more(fn, *inputs) if more else {}))
+    added = more(fn, *inputs) if more else {}
+    return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken, **added)
 
 
 def _over_lengths(fns, lengths=LENGTHS):
@@ -69,17 +70,27 @@ def flash_attention_v1():
 @suite(seconds=43)
 def flash_attention_v2():
     """v2 against the same: 16384 tokens in all, hidden size 2048, forward, with and without a causal mask."""
-    yield from _over_lengths(lambda D, N, is_causal: {"v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
+    yield from _over_lengths(lambda D, N, is_causal: {
+        "v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
 
 
 @suite(seconds=140)
 def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
-        "v2": kernels.v2(is_causal=is_causal), "v3": kernels.v3(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
-        "v3 fp8": kernels.v3(is_causal=is_causal, precision="fp8"),
-        "v4 fp8": kernels.v4(is_causal=is_causal, precision="fp8"), **kernels.peers(is_causal),
+        **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
         **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
+
+
+def versions(**options):
+    """{name: fn(q, k, v)} of the course's kernels for any head dimension, heads and mask."""
+    return {"v2": kernels.v2(**options), "v3": kernels.v3(**options), "v4": kernels.v4(**options)}
+
+
+def eight_bits(D, **options):
+    """{name: fn(q, k, v)} of those that compute in FP8, where they have been tuned."""
+    made = {"v3 fp8": kernels.v3, "v4 fp8": kernels.v4} if D in (64, 128) else {}
+    return {name: make(precision="fp8", **options) for name, make in made.items()}
 
 
 @suite(seconds=62)

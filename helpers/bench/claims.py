@@ -3,7 +3,7 @@ import functools
 
 from helpers import reference
 from helpers.bench import clock, kernels
-from helpers.bench.attention import LAST, compared
+from helpers.bench.attention import LAST, compared, eight_bits, versions
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
@@ -19,8 +19,8 @@ PRODUCT = 8192
 @suite(seconds=55)
 def lengths_and_batches():
     """Time against sequence length for batches of 1 to 8: 8 heads of 64, forward, no mask, float16."""
-    fns = {"standard": reference.torch_attention, "v2": kernels.v2(), "v3": kernels.v3(), "v4": kernels.v4(),
-           "SDPA flash": kernels.peers(False)["SDPA flash"]}
+    peers = kernels.peers(False)
+    fns = {"standard": peers["standard"], **versions(), "SDPA flash": peers["SDPA flash"]}
     for batch in BATCHES:
         for N in SHORT_TO_LONG:
             yield from compared(fns, (batch, 8, N, 64), last=LAST)
@@ -28,31 +28,25 @@ def lengths_and_batches():
 
 @suite(seconds=28)
 def table_8192():
-    """Time and peak memory of every version at N = 8192: a model dimension of 256 as 1, 2 and 8 heads, forward, no mask, float16."""
+    """Time and peak memory of every version at N = 8192: a model dimension of 256 as 1, 2 and 8 heads, forward, no
+    mask, float16."""
     for heads, D in SHAPES_256:
-        fns = {"v1, 1-D grid": kernels.v1(tiles=dict(BLOCK_V=D)), "v1": kernels.v1(), "v2": kernels.v2(), "v3": kernels.v3(),
-               "v4": kernels.v4(), **_fp8(D)}
+        fns = {"v1, 1-D grid": kernels.v1(tiles=dict(BLOCK_V=D)), "v1": kernels.v1(), **versions(), **eight_bits(D)}
         yield from compared({**kernels.peers(False), **fns}, (1, heads, TABLE_LENGTH, D), last=LAST)
 
 
 @suite(seconds=22)
 def types():
-    """float32, float16, bfloat16 and FP8: matrix products, then attention with its difference from standard attention."""
+    """float32, float16, bfloat16 and FP8: matrix products, then attention, and its difference from the standard one."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         facts = dict(name="matrix product", dtype=str(dtype).removeprefix("torch."), n=PRODUCT)
         yield facts, functools.partial(kernels.tolerant, "standard", functools.partial(_product, dtype))
     for shape in SHAPES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
-            fns = {**kernels.peers(False), "v2": kernels.v2(), "v3": kernels.v3(), "v4": kernels.v4()}
-            if dtype == torch.float16:
-                fns |= _fp8(shape[3])
+            fns = {**kernels.peers(False), **versions(), **(eight_bits(shape[3]) if dtype == torch.float16 else {})}
             if dtype == torch.float32:                   # these two take half precision only
                 del fns["SDPA flash"], fns["SDPA cudnn"]
             yield from compared(fns, shape, dtype=dtype, last=LAST, more=_difference)
-
-
-def _fp8(D):
-    return {f"{name} fp8": make(precision="fp8") for name, make in (("v3", kernels.v3), ("v4", kernels.v4)) if D in (64, 128)}
 
 
 def _difference(fn, q, k, v):

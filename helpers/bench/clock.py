@@ -12,17 +12,19 @@ from helpers import ROOT, cuda, device
 import torch
 import triton
 
-REST_S, WARM_MS = 0.05, 75                               # before each row: no work at all, then calls that are not timed
+REST_S, WARM_MS = 0.05, 75                              # before each row: no work at all, then calls that are not timed
 ROW_MS = 150                                             # of calls that are timed
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
 
 
 def timing(fn) -> dict:
-    """Median and quartiles of fn's time in ms, how many calls that were, and the most bytes it held beyond what was there.
+    """Median and quartiles of fn's time in ms, how many calls that were, and the most bytes it held beyond what was
+    there.
 
-    Each call stands between two CUDA events, and the L2 cache is overwritten before it. fn was called before (its result
-    was checked), so nothing is compiled here. A card at its power limit lowers its clock some 60 ms after the work began,
-    and further the hotter the kernel before was: so each kernel starts after a rest, and is timed when it has been warm.
+    Each call stands between two CUDA events, and the L2 cache is overwritten before it. fn was called before (its
+    result was checked), so nothing is compiled here. A card at its power limit lowers its clock some 60 ms after the
+    work began, and further the hotter the kernel before was: so each kernel starts after a rest, and is timed when it
+    has been warm.
     """
     scratch = new_scratch()
     before = torch.cuda.memory_allocated()
@@ -90,8 +92,8 @@ def ceilings() -> dict:
 def provenance(command: str) -> dict:
     """Device, driver, versions, date, commit and command of a measurement. A dirty tree is marked as such.
 
-    The commit comes from the environment variable COMMIT (a copy of the tree knows no better), or from git. RuntimeError
-    if neither knows it.
+    The commit comes from the environment variable COMMIT (a copy of the tree knows no better), or from git.
+    RuntimeError if neither knows it.
     """
     commit = os.environ.get("COMMIT") or _commit()
     if not commit:

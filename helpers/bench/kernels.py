@@ -116,5 +116,5 @@ def tolerant(name: str, measure) -> dict:
         if name not in PEERS and not isinstance(problem, (TypeError, ValueError)):
             raise
         error = " ".join(str(problem).split())[:200] or type(problem).__name__
-    torch.cuda.empty_cache()                             # outside of `except`, where the failed call's tensors are still held
+    torch.cuda.empty_cache()                       # outside of `except`, where the failed call's tensors are still held
     return dict(error=error)

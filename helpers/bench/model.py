@@ -21,7 +21,7 @@ def training():
     lesson = lessons.attention_in_a_model
     text = "\n".join(topics.topics[name] for name in sorted(topics.topics))        # what help() shows, 450 KB or more
     tokens, alphabet = lesson.encode(text)
-    modules = {"SDPA": lesson.TorchAttention, "flash": lesson.TritonFlashAttention, "standard": lesson.StandardAttention}
+    modules = dict(SDPA=lesson.TorchAttention, flash=lesson.TritonFlashAttention, standard=lesson.StandardAttention)
     for N in LENGTHS:
         trained = functools.cache(functools.partial(train, lesson, tokens, len(alphabet), N))
         for name, attention in modules.items():

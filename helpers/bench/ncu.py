@@ -1,8 +1,8 @@
 """What the hardware's counters say of our kernels: `python -m helpers.bench.ncu`, on an NVIDIA GPU with Nsight Compute.
 
-Writes figures/<device>/traffic.json (the bytes that the first FlashAttention kernel moves at each length, with cold caches,
-beside those by formula and those counted in the interpreter) and figures/<device>/cuda_profile.json (the CUDA programs).
-Needs `ncu` and the permission to read counters.
+Writes figures/<device>/traffic.json (the bytes that the first FlashAttention kernel moves at each length, with cold
+caches, beside those by formula and those counted in the interpreter) and figures/<device>/cuda_profile.json (the CUDA
+programs). Needs `ncu` and the permission to read counters.
 """
 import csv
 import re
@@ -23,12 +23,13 @@ COUNTED = 4096                                           # up to here the interp
 TRAFFIC = {                                              # our name: Nsight Compute's
     "dram_read_bytes": "dram__bytes_read.sum", "dram_write_bytes": "dram__bytes_write.sum",
     "l2_bytes": "lts__t_bytes.sum",                      # all that passes L2: both sides, and between its halves
-    "l2_to_sm_bytes": "lts__t_sectors_srcunit_tex_op_read.sum", "sm_to_l2_bytes": "lts__t_sectors_srcunit_tex_op_write.sum",
+    "l2_to_sm_bytes": "lts__t_sectors_srcunit_tex_op_read.sum",
+    "sm_to_l2_bytes": "lts__t_sectors_srcunit_tex_op_write.sum",
     "l2_to_l1_bytes": "l1tex__m_xbar2l1tex_read_bytes.sum", "asked_bytes": "smsp__sass_data_bytes_mem_global.sum",
     "asked_load_bytes": "smsp__sass_data_bytes_mem_global_op_ld.sum",
     "asked_copy_to_shared_bytes": "smsp__sass_data_bytes_mem_global_op_ldgsts.sum",
     "asked_store_bytes": "smsp__sass_data_bytes_mem_global_op_st.sum"}
-CUDA_RUNS = [("vec_add.cu", [2**28], 2), ("matrix_add_mul.cu", [4096] * 3, 4)]   # and how many kernels each launches first
+CUDA_RUNS = [("vec_add.cu", [2**28], 2), ("matrix_add_mul.cu", [4096] * 3, 4)]   # and how many kernels each launches
 CUDA_PROFILE = {
     "dram_read_bytes": "dram__bytes_read.sum", "dram_percent": "dram__throughput.avg.pct_of_peak_sustained_elapsed",
     "issue_slots_percent": "sm__inst_issued.avg.pct_of_peak_sustained_elapsed",
@@ -42,13 +43,17 @@ def counters(ncu: str, metrics: dict, program: list, *options: str) -> list:
 
     RuntimeError with ncu's words if it fails.
     """
-    done = subprocess.run([ncu, "--csv", "--print-units", "base", "--clock-control", "none", *options,
-                           "--metrics", ",".join(metrics.values()), *map(str, program)], capture_output=True, text=True, cwd=ROOT)
+    done = _run(ncu, "--csv", "--print-units", "base", "--clock-control", "none", *options,
+                "--metrics", ",".join(metrics.values()), *map(str, program))
     if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
         raise RuntimeError("the driver lets only administrators read the GPU's counters here (ERR_NVGPUCTRPERM)")
     if done.returncode:
         raise RuntimeError(f"ncu ended with status {done.returncode}: {(done.stdout + done.stderr).strip()[-500:]}")
     return parse(done.stdout, metrics)
+
+
+def _run(*command):
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
 def parse(printed: str, metrics: dict) -> list:
@@ -73,17 +78,17 @@ def parse(printed: str, metrics: dict) -> list:
 
 
 def launches():
-    """The process that is measured for `measure_traffic`: one launch for each length, each result compared with a reference."""
+    """What runs under Nsight Compute for `measure_traffic`: a launch for each length, its result compared."""
     v1 = getattr(getattr(lessons, LESSON), FUNCTION)
     for N in LENGTHS:
         q, k, v = torch.randn(3, N, D, device="cuda").to(torch.float16)
-        o = v1(q, k, v, tiles=TILES)
-        clock.verified(FUNCTION, o[:256], reference.torch_attention(q[:256].double(), k.double(), v.double()), 2e-3, f"N = {N}")
+        o, want = v1(q, k, v, tiles=TILES), reference.torch_attention(q[:256].double(), k.double(), v.double())
+        clock.verified(FUNCTION, o[:256], want, 2e-3, f"N = {N}")
 
 
 def known_to(ncu: str, metrics: dict) -> dict:
     """Those of the metrics that this GPU has."""
-    listed = subprocess.run([ncu, "--query-metrics"], capture_output=True, text=True).stdout
+    listed = _run(ncu, "--query-metrics").stdout
     return {ours: theirs for ours, theirs in metrics.items() if re.search(rf"^{theirs.split('.')[0]}\b", listed, re.M)}
 
 
@@ -95,10 +100,11 @@ def measure_traffic(ncu: str) -> dict:
     if len(found) != len(LENGTHS):
         raise ValueError(f"Nsight Compute saw {len(found)} launches of {KERNEL}, expected {len(LENGTHS)}")
     by_formula = lessons.flash_attention_numpy.bytes_outer_over_queries
-    rows = [dict(N=N, D=D, dtype="float16", formula_bytes=by_formula(N, D, TILES["BLOCK_M"]), counted_bytes=_counted(N), **row)
-            for N, row in zip(LENGTHS, found)]
-    return dict(metrics=metrics, tiles=TILES, l2_cache_bytes=torch.cuda.get_device_properties(0).L2_cache_size,
-                what="What the hardware moves when the first FlashAttention kernel runs, beside what it asks for.", rows=rows)
+    rows = [dict(N=N, D=D, dtype="float16", formula_bytes=by_formula(N, D, TILES["BLOCK_M"]), counted_bytes=_counted(N))
+            | row for N, row in zip(LENGTHS, found)]
+    what = "What the hardware moves when the first FlashAttention kernel runs, beside what it asks for."
+    l2 = torch.cuda.get_device_properties(0).L2_cache_size
+    return dict(metrics=metrics, tiles=TILES, l2_cache_bytes=l2, what=what, rows=rows)
 
 
 def _counted(N):
@@ -112,20 +118,22 @@ def _counted(N):
 def measure_cuda_profile(ncu: str) -> dict:
     """The record "cuda_profile": the first launch of each kernel of the CUDA programs."""
     arch = "sm_%d%d" % torch.cuda.get_device_capability()
-    rows = [dict(program=program, arguments=arguments, **row) for program, arguments, number in CUDA_RUNS
-            for row in counters(ncu, CUDA_PROFILE, [cuda.build(program, arch), *arguments], "--launch-count", str(number))]
-    return dict(metrics=CUDA_PROFILE, arch=arch, what="What the hardware's counters say of the CUDA programs.", rows=rows)
+    rows = []
+    for program, arguments, number in CUDA_RUNS:
+        found = counters(ncu, CUDA_PROFILE, [cuda.build(program, arch), *arguments], "--launch-count", str(number))
+        rows += [dict(program=program, arguments=arguments, **row) for row in found]
+    what = "What the hardware's counters say of the CUDA programs."
+    return dict(metrics=CUDA_PROFILE, arch=arch, what=what, rows=rows)
 
 
 def main():
     """Measure and write both records."""
     ncu = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
     if device.INTERPRETED or not ncu:
-        sys.exit("nothing to measure: this needs an NVIDIA GPU and Nsight Compute's `ncu`, on the PATH or in /usr/local/cuda/bin")
+        sys.exit("nothing to measure: this needs an NVIDIA GPU and Nsight Compute's `ncu`, on the PATH or with CUDA")
     try:
         where = clock.provenance("python -m helpers.bench.ncu")              # it refuses where nobody knows the commit
-        version = subprocess.run([ncu, "--version"], capture_output=True, text=True).stdout
-        where["ncu"] = re.search(r"Version (\S+)", version)[1]
+        where["ncu"] = re.search(r"Version (\S+)", _run(ncu, "--version").stdout)[1]
         for name, measure in dict(traffic=measure_traffic, cuda_profile=measure_cuda_profile).items():
             save(name, where | measure(ncu))
     except (RuntimeError, ValueError) as error:

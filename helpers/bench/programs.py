@@ -12,10 +12,11 @@ import torch
 VECTORS = [2**power for power in range(12, 29, 2)]
 CUDA_RUNS = ([("vec_add.cu", [2**power]) for power in range(12, 29, 4)]
              + [("matrix_add_mul.cu", [n, n, n]) for n in (256, 1024, 4096)]
-             + [("matrix_add_mul.cu", [16384, 16384, 32])]           # large enough for the additions to leave the caches
+             + [("matrix_add_mul.cu", [16384, 16384, 32])]          # large enough for the additions to leave the caches
              + [("attention.cu", [N, N, 16]) for N in (1024, 4096, 16384)])
-CUDA_TIME = re.compile(r"^\[gpu\] (.+): ([\d.]+) ms \(([\d.]+) to ([\d.]+) in \d+ runs\), ([\d.]+) (GB/s|TFLOP/s)$", re.M)
-ELEMENTS = 2**28                                         # of the softmax's input: 1 GiB, far more than the L2 cache holds
+CUDA_TIME = re.compile(r"^\[gpu\] (.+): ([\d.]+) ms \(([\d.]+) to ([\d.]+) in \d+ runs\), ([\d.]+) (GB/s|TFLOP/s)$",
+                       re.MULTILINE)
+ELEMENTS = 2**28                                       # of the softmax's input: 1 GiB, far more than the L2 cache holds
 LENGTHS = [128, 512, 2048, 8192, 16384, 32768, 131072]  # of a row
 SIZES = [1024, 2048, 4095, 4096, 8192]                   # 4095: rows that begin at odd addresses
 SMALL_TILES = dict(BLOCK_M=32, BLOCK_N=32, BLOCK_K=32, GROUP=8)   # the tile of CUDA/matrix_add_mul.cu
@@ -37,10 +38,11 @@ def vector_add():
 
 @suite(seconds=41)
 def cuda_programs():
-    """The programs of CUDA/, compiled for this GPU. They check their results and time themselves, without flushing L2."""
+    """The programs of CUDA/, compiled for this GPU. They check their results and time themselves, L2 is not flushed."""
     arch = "sm_%d%d" % torch.cuda.get_device_capability()
     for program, arguments in CUDA_RUNS:
-        yield dict(program=program, arguments=arguments, arch=arch), functools.partial(_cuda_run, program, arguments, arch)
+        facts = dict(program=program, arguments=arguments, arch=arch)
+        yield facts, functools.partial(_cuda_run, **facts)
 
 
 def _cuda_run(program, arguments, arch):
@@ -67,9 +69,9 @@ def _softmax(lesson):
         want = torch.softmax(x[:256].double(), dim=1)
         for name, fn in {"copy": torch.empty_like(x).copy_, "five steps": lesson.softmax_in_steps,
                          "torch": functools.partial(torch.softmax, dim=1), "triton": lesson.softmax}.items():
-            exact = x[:256].double() if name == "copy" else want
+            exact, call = x[:256].double() if name == "copy" else want, functools.partial(fn, x)
             yield (dict(operation="softmax", name=name, dtype="float32", rows=len(x), N=N),
-                   functools.partial(_checked, name, functools.partial(fn, x), exact, 2e-6, 2 * x.nbytes, "gb_per_s", N))
+                   functools.partial(_checked, name, call, exact, 2e-6, 2 * x.nbytes, "gb_per_s", N))
 
 
 def _matmul(lesson):
@@ -79,9 +81,9 @@ def _matmul(lesson):
         a, b = torch.randn(2, n, n, device=DEVICE).to(torch.float16)
         want = a[:256].double() @ b.double()
         for name, fn in fns.items():
-            kernel = lesson.tuned_matmul_kernel if name == "autotuned" else None
+            call, kernel = functools.partial(fn, a, b), lesson.tuned_matmul_kernel if name == "autotuned" else None
             yield (dict(operation="matmul", name=name, dtype="float16", n=n),
-                   functools.partial(_checked, name, functools.partial(fn, a, b), want, 1e-3, 2 * n**3, "tflops", n, kernel))
+                   functools.partial(_checked, name, call, want, 1e-3, 2 * n**3, "tflops", n, kernel))
 
 
 def _checked(name, fn, want, bound, work, unit, size, tuned=None):

@@ -1,14 +1,13 @@
 """A long measurement that shows how far it is, and goes on where it was stopped.
 
-A suite is a function that yields jobs (facts, measure): facts say what is measured, measure() returns what was found, one
-dictionary or a list of them, which becomes the rest of the row or rows. So a suite knows nothing of what an interrupted
-run has left. The rows go to figures/<device>/.partial/<suite>.jsonl as they are measured. If a run is stopped, the next
-one keeps them, provided that nothing has changed: device, driver, versions and commit. When a suite is complete, its own
-file is written and the partial one removed.
+A suite is a function that yields jobs (facts, measure): facts say what is measured, measure() returns what was found,
+one dictionary or a list of them, which becomes the rest of the row or rows. So a suite knows nothing of what an
+interrupted run has left. The rows go to figures/<device>/.partial/<suite>.jsonl as they are measured. If a run is
+stopped, the next one keeps them, provided that nothing has changed: device, driver, versions and commit. When a suite
+is complete, its own file is written and the partial one removed.
 """
 import contextlib
 import json
-import sys
 import time
 
 from helpers.records import folder
@@ -38,7 +37,7 @@ def run_suite(name: str, where: dict, show=lambda row: None) -> list:
     path.parent.mkdir(parents=True, exist_ok=True)
     left, rows = left_over(path, where), []
     with path.open("w") as file:
-        _write(file, [{key: where[key] for key in SAME}, *left])             # a second interruption loses nothing either
+        _write(file, [{key: where[key] for key in SAME}, *left])            # a second interruption loses nothing either
         for facts, measure in SUITES[name]():
             found = [row for row in left if facts.items() <= row.items()]
             if not found:
@@ -56,7 +55,7 @@ def partial(name: str, where: dict):
 
 
 def left_over(path, where: dict) -> list:
-    """The rows in a partial file, if device, versions and commit are the same. None from a dirty tree: it may have changed."""
+    """The rows in a partial file, if device, versions and commit are the same; none from a dirty tree."""
     if not path.is_file() or where["commit"].endswith("-dirty"):
         return []
     rows = []
@@ -81,51 +80,39 @@ def _write(file, entries):
 
 
 class Progress:
-    """One line that says which suite and row is measured, the time so far, and about how long the rest will take.
+    """Lines that say which suite and row is measured, the time so far, and about how long the rest will take.
 
-    On a terminal the line is written over; elsewhere (a log) a new one comes every ten seconds at most. `seconds` is
-    {suite: how long it takes by experience}. TimeoutError once `budget` seconds have passed.
+    `seconds` is {suite: how long it takes by experience}. TimeoutError once `budget` seconds have passed.
     """
 
-    def __init__(self, seconds: dict, budget: float, clock=time.monotonic, out=sys.stdout):
-        self.seconds, self.budget, self.clock, self.out = seconds, budget, clock, out
-        self.start = self.shown = clock()
-        self.suite, self.began, self.rows = None, self.start, 0
+    def __init__(self, seconds: dict, budget: float, clock=time.monotonic):
+        self.seconds, self.budget, self.clock = seconds, budget, clock
+        self.start, self.suites = clock(), list(seconds)
 
     def begin(self, suite: str):
         """The next suite begins; the ones before it are done."""
         self.suite, self.began, self.rows = suite, self.clock(), 0
-        self._show("")
+        self._show("begins")
 
     def row(self, row: dict):
-        """A row is done."""
+        """A row is done. Ten seconds after the last line there is another one."""
         self.rows += 1
         now = self.clock()
-        if self.out.isatty() or now - self.shown > 10:
+        if now - self.shown > 10:
             self._show(" ".join(str(row[key]) for key in ("name", "N", "D", "n") if key in row))
         if now - self.start > self.budget:
             raise TimeoutError(f"stopped after {now - self.start:.0f} s, at row {self.rows} of {self.suite}: "
                                "run the same command again, and it goes on from there")
 
-    def end(self):
-        """The suite is over: what is printed next begins on a line of its own."""
-        if self.out.isatty():
-            self.out.write("\n")
-
     def remaining(self) -> float:
         """Seconds that the rest will take, by experience: of this suite and of those after it."""
-        suites = list(self.seconds)
-        later = sum(self.seconds[name] for name in suites[suites.index(self.suite) + 1:])
+        later = sum(self.seconds[name] for name in self.suites[self.suites.index(self.suite) + 1:])
         return later + max(0, self.seconds[self.suite] - (self.clock() - self.began))
 
     def _show(self, what):
         self.shown = self.clock()
-        suites = list(self.seconds)
-        line = (f"{suites.index(self.suite) + 1}/{len(suites)} {self.suite}: {self.rows} rows, {what or 'begins'}; "
-                f"{_minutes(self.shown - self.start)} so far, about {_minutes(self.remaining())} left")
-        terminal = self.out.isatty()
-        self.out.write(f"\r{line[:110]:110}" if terminal else line + "\n")
-        self.out.flush()
+        print(f"{self.suites.index(self.suite) + 1}/{len(self.suites)} {self.suite}: {self.rows} rows, {what}; "
+              f"{_minutes(self.shown - self.start)} so far, about {_minutes(self.remaining())} left", flush=True)
 
 
 def _minutes(seconds):

@@ -4,8 +4,8 @@ import functools
 import numpy as np
 
 from helpers import reference
-from helpers.check.core import (agrees, difference, everywhere, outside, over, parameters, properties, tensor, untouched,
-                                unwritten)
+from helpers.check.core import (agrees, difference, everywhere, outside, over, parameters, properties, tensor,
+                                untouched, unwritten)
 
 
 def attention(fn, *, is_causal=False, return_lse=False, numpy=False):
@@ -41,7 +41,8 @@ def attention(fn, *, is_causal=False, return_lse=False, numpy=False):
         cases += [("any block size gives the same answer", on(steady)(_any_block, 64))]
     if return_lse:
         lse = agrees(lambda *qkv: reference.attention(*qkv, is_causal=is_causal, return_lse=True)[1])
-        cases += [("lse is the log of the sum of exponentials", lambda _: on(moving)(lse, 64)(lambda *qkv: fn(*qkv)[1]))]
+        cases += [("lse is the log of the sum of exponentials",
+                   lambda _: on(moving)(lse, 64)(lambda *qkv: fn(*qkv)[1]))]
     properties("causal attention" if is_causal else "attention", cases, only_o)
 
 
@@ -75,7 +76,7 @@ def steady(N, D=16):
 
 
 def moving(N, D=16):
-    """Random inputs whose running maximum moves by 0.1 to 3 from 16 keys to the next 16, in each row by an amount of its own.
+    """Random inputs whose running maximum moves by 0.1 to 3 from 16 keys to the next, in each row by its own amount.
 
     In one row of four it falls instead, so that the first keys hold the maximum.
     """
@@ -100,7 +101,7 @@ def equal_scores(N, score=0):
 
 
 def two_levels(N, score):
-    """Every score is the same as in equal_scores, but negative in every other row: no two neighbours can share a maximum."""
+    """As equal_scores, but negative in every other row: no two neighbours can share a maximum."""
     q, k, v = equal_scores(N, score)
     q[1::2] *= -1
     return q, k, v

@@ -42,4 +42,5 @@ def _sums(fn, q, k, *rest):
     """Names no number: where programs race, the wrong one differs from run to run, and with it a notebook's output."""
     heads, kv_heads = q.shape[1], k.shape[1]
     problem = _dkdv(fn, q, k, *rest)
-    return problem and f"{heads} query heads, {kv_heads} key heads: {problem[:2]} is not the sum over each group of {heads // kv_heads}"
+    return problem and (f"{heads} query heads, {kv_heads} key heads: {problem[:2]} is not the sum over each group of "
+                        f"{heads // kv_heads}")

@@ -39,8 +39,8 @@ def difference(got, want, tolerance=1e-5):
     if got.size and unseen.all():
         return "every element is NaN: not written, or computed from NaN"     # arithmetic keeps the payload
     with np.errstate(all="ignore"):
-        alike = (np.abs(got - want) <= tolerance * (1 + np.abs(want))) | (got == want) | (np.isnan(got) & np.isnan(want))
-    wrong = ~(unseen | alike)
+        close = np.abs(got - want) <= tolerance * (1 + np.abs(want))
+    wrong = ~(unseen | close | (got == want) | (np.isnan(got) & np.isnan(want)))
     if not wrong.any():
         return ""
     at = place(wrong)
@@ -58,7 +58,8 @@ def differences(names, got, want, tolerance=1e-5):
     names = names.split()
     if not isinstance(got, (tuple, list)) or len(got) != len(names):
         return f"it returned {type(got).__name__}, expected {' and '.join(names)}"
-    return first(f"{name}: {found}" if (found := difference(x, y, tolerance)) else "" for name, x, y in zip(names, got, want))
+    found = [difference(x, y, tolerance) for x, y in zip(got, want)]
+    return first(problem and f"{name}: {problem}" for name, problem in zip(names, found))
 
 
 def near(what, got, want, tolerance):

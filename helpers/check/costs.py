@@ -9,12 +9,12 @@ from helpers.gpus import GPUS
 # ---------------------------------------------------------------- the longest sequence
 
 def longest(fn):
-    """fn(memory, heads, itemsize) returns the largest N whose two [N, N] matrices of every head fit into memory bytes."""
+    """fn(memory, heads, itemsize) returns the largest N whose two [N, N] matrices a head fit into memory bytes."""
     properties("longest", [
         ("s and p of one head", _lengths((80 * 10**9, 1, 2), (24 * 10**9, 1, 2), (1000, 1, 2))),
         ("each head has its own", _lengths((141 * 10**9, 32, 2), (10**6, 3, 2))),
         ("other sizes of a number", _lengths((10**9, 1, 1), (10**9, 1, 4))),
-        ("a length that fits to the byte", _lengths(*((4 * N * N - short, 1, 2) for N in (7, 4096) for short in (0, 1)))),
+        ("a length that fits to the byte", _lengths(*((4 * N * N - less, 1, 2) for N in (7, 4096) for less in (0, 1)))),
         ("memory too large for a float", _lengths((4 * (2**60 + 1)**2, 1, 2), (4 * (2**60 + 1)**2 - 1, 1, 2))),
         ("no room for a single score", _lengths((0, 1, 2), (3, 1, 2)))], fn)
 
@@ -65,10 +65,12 @@ def bottlenecks(fn):
     slow = H200._replace(fp32_tflops=1)
     properties("bottlenecks", [
         ("products of narrow heads are bound by memory", _bound("memory", (4096, 64, 2, H200), (32768, 64, 2, A100))),
-        ("products of wide heads are bound by compute", _bound("compute", (16384, 256, 2, A100), (16384, 256, 2, H200))),
+        ("products of wide heads are bound by compute",
+         _bound("compute", *((16384, 256, 2, gpu) for gpu in (A100, H200)))),
         ("short sequences move q, k and v as well", _bound("memory", (64, 256, 2, H200), (128, 256, 2, A100))),
         ("other sizes of a number", _bound("memory", (16384, 256, 4, H200))),
-        ("a softmax does not run on tensor cores", lambda fn: _bound("memory", (4096, 64, 2, H200), passes=["softmax"])(fn)
+        ("a softmax does not run on tensor cores",
+         lambda fn: _bound("memory", (4096, 64, 2, H200), passes=["softmax"])(fn)
          or _bound("compute", (4096, 64, 2, slow), passes=["softmax"])(fn))], fn)
 
 

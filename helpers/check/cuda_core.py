@@ -1,8 +1,8 @@
 """What the checks of CUDA kernels are made of: a main program around a kernel, faults by name, results, counts.
 
-The kernel first runs in the emulator, which names what is against the rules: a thread outside its arrays, a race, a barrier
-that was not reached. A kernel without such a fault is then asked for its results (on the GPU if there is one) and for what
-it moves, which the emulator counts. So the report is the same on every machine. `line 5` is line 5 of the text.
+The kernel first runs in the emulator, which names what is against the rules: a thread outside its arrays, a race, a
+barrier that was not reached. A kernel without such a fault is then asked for its results (on the GPU if there is one)
+and for what it moves, which the emulator counts. So the report is the same on every machine.
 """
 import functools
 import inspect
@@ -59,7 +59,7 @@ def cuda_properties(title, source, launch, arrays, values, barriers=False, count
     arrays(*m): the inputs and, last, the expected output, NumPy arrays of any shape
     values: {property: tuples m on which the output is compared}, which are also run to find faults
     barriers: report on the faults of shared memory as well
-    counts: (property, function of what the kernel moved) pairs, looked at on the size `counted`; "" says that all is well
+    counts: (property, function of what the kernel moved) pairs, looked at on the size `counted`; "" is all well
     tell: function of what the kernel moved on that size, a sentence to end the report with when every property holds
     """
     if STUB in source:

@@ -6,12 +6,12 @@ from helpers.check.core import agrees, everywhere, outside, over, properties, te
 
 
 def attention_dq(fn):
-    """fn(q, k, v, do, lse, delta, scale) returns dq [N_q, D], no mask, float32: q, do [N_q, D], k, v [N_k, D], lse, delta [N_q]."""
+    """fn(q, k, v, do, lse, delta, scale) returns dq [N_q, D] like q and do, float32, no mask: k, v [N_k, D]."""
     on, right = over("N_q = {}, N_k = {}", _inputs), agrees(_expected)
-    lengths = (50, 50), (17, 33), (1, 1), (33, 64)
+    lengths = (50, 50), (17, 33), (1, 1)
     properties("attention_dq", [
         ("one tile", on(right, (16, 16))),
-        ("several tiles of keys", on(right, (32, 128), (64, 256))),
+        ("several tiles of keys", on(right, (32, 160))),
         ("several tiles of queries", on(right, (128, 32))),
         ("lengths that are no multiple of the block", on(right, *lengths)),
         ("more keys than queries", on(right, (20, 90), (1, 70))),
@@ -25,7 +25,7 @@ def attention_dq(fn):
 
 
 def _inputs(N_q, N_k, scale=0.25, score=0.0, D=16):
-    """q, k, v, do, lse, delta, scale. With a score, keys have it or half of it, and key 0 the larger: it has all the weight."""
+    """q, k, v, do, lse, delta, scale. With a score, keys have it or half of it, key 0 the larger: all the weight."""
     rng = np.random.default_rng(N_q + N_k)
     q, do, k, v = (rng.standard_normal((N, D)) for N in (N_q, N_q, N_k, N_k))
     if score:

@@ -6,7 +6,7 @@ from helpers.check.core import agrees, over, properties, untouched
 
 
 def attention_with_dropout(fn):
-    """fn(q, k, v, keep, dropout_p) returns o [N_q, D], float64, no mask: keep [N_q, N_k] is True where a weight is left."""
+    """fn(q, k, v, keep, dropout_p) returns o [N_q, D], float64: keep [N_q, N_k] is True where a weight is left."""
     on, right = over("N_q = {}, N_k = {}, dropout_p = {}", _inputs), agrees(_expected, 1e-9)
     properties("attention with dropout", [
         ("without dropout it is attention", on(right, (40, 40, 0.0))),
@@ -25,7 +25,8 @@ def _inputs(N_q, N_k, dropout_p, left="all", score=0.0, D=8):
     q, k, v = (rng.standard_normal((N, D)) for N in (N_q, N_k, N_k))
     q[:, 0], k[:, 0] = 1, k[:, 0] + score * D**0.5
     s = q @ k.T
-    keep = {"all": s == s, "random": rng.random(s.shape) >= dropout_p, "not the heaviest": s < s.max(axis=1, keepdims=True),
+    keep = {"all": s == s, "random": rng.random(s.shape) >= dropout_p,
+            "not the heaviest": s < s.max(axis=1, keepdims=True),
             "nothing": (s == s) & (np.arange(N_q)[:, None] % 3 > 0)}[left]
     return q, k, v, keep, dropout_p
 

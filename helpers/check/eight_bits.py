@@ -4,12 +4,12 @@ import math
 
 import torch
 
-from helpers.check.core import over, properties, untouched
+from helpers.check.core import first, over, properties, untouched
 from helpers.device import DEVICE
 
 
 def quantize(fn):
-    """fn(x, block) returns x8 [N, D], float8_e4m3fn, and a float32 scale for every block of rows: x is about scale * x8."""
+    """fn(x, block) returns x8 [N, D], float8_e4m3fn, and a float32 scale a block of rows: scale * x8 is about x."""
     close, scale, zeros = (functools.partial(_blocks, look) for look in (_close, _scale, _zeros))
     properties("quantize", [
         ("the largest number of a block becomes 448", _on(scale, _positive(64))),
@@ -47,7 +47,8 @@ def _blocks(look, fn, x, block):
         if [*got.shape] != shape or got.dtype != dtype:
             return f"{name} is {[*got.shape]} of {got.dtype}, expected {shape} of {dtype}"
     parts = x.double().cpu().split(block), x8.float().double().cpu().split(block), scales.tolist()
-    return next((f"{len(x)} rows, block {i}: {found}" for i, part in enumerate(zip(*parts)) if (found := look(*part))), "")
+    found = [look(*part) for part in zip(*parts)]
+    return first(problem and f"{len(x)} rows, block {i}: {problem}" for i, problem in enumerate(found))
 
 
 def _scale(x, x8, scale):
@@ -56,7 +57,7 @@ def _scale(x, x8, scale):
 
 
 def _close(x, x8, scale):
-    """Rounding to 4 significant bits errs by 1/16 at most; the smallest numbers are 2^-9 apart, before they are scaled."""
+    """Rounding to 4 significant bits errs by 1/16 at most; the smallest numbers are 2^-9 apart, before scaling."""
     back, bound = scale * x8, torch.maximum(x.abs() / 16, x.abs().max() / 448 * 2**-9)
     wrong = ~((back - x).abs() <= 1.0001 * bound)        # a NaN is wrong
     if not wrong.any():

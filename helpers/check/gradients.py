@@ -1,11 +1,11 @@
-"""Checks of the gradients of attention in NumPy: of a softmax, of keys and values in blocks, of a bias on relative positions."""
+"""Checks of the gradients of attention in NumPy: of a softmax, of keys and values in blocks, of a bias on positions."""
 import functools
 import tracemalloc
 
 import numpy as np
 
 from helpers import reference
-from helpers.check.core import agrees, difference, differences, over, parameters, properties, untouched
+from helpers.check.core import agrees, difference, differences, first, over, parameters, properties, untouched
 
 
 def softmax(s):
@@ -83,7 +83,7 @@ def _early_queries(fn, q, k, v, do, *rest):
     for name, x in zip(("dk", "dv"), fn(q, k, v, do, *rest)):
         spoilt = np.flatnonzero(np.isnan(x[32:]).any(axis=1)) + 32
         if len(spoilt):
-            return f"{name} of key {spoilt[0]} used do of queries 0 to 31, which do not see it: they are NaN, and so is {name}"
+            return f"{name} of key {spoilt[0]} used do of queries 0 to 31, which do not see it: NaN, and so is {name}"
     return ""
 
 
@@ -124,4 +124,5 @@ def _diagonal_sums(q, k, v, bias, do):
 
 def _any_block(fn, *inputs):
     want = _diagonal_sums(*inputs)
-    return next((f"BLOCK = {n}: {found}" for n in (16, 48, 200) if (found := difference(fn(*inputs, BLOCK=n), want, 1e-9))), "")
+    found = {n: difference(fn(*inputs, BLOCK=n), want, 1e-9) for n in (16, 48, 200)}
+    return first(problem and f"BLOCK = {n}: {problem}" for n, problem in found.items())

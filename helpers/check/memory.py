@@ -10,8 +10,8 @@ from helpers import device
 # NaNs with a payload of their own, so that memory nobody wrote is told apart from a NaN that was computed
 POISON = {"float16": 0x7EAD, "bfloat16": 0x7FED, "float32": 0x7FC0BAD5, "float64": 0x7FF80000000BAD55}
 GUARD = 2**15                                            # poisoned elements before and behind every tensor
-INPUT = 15                                               # changes the payload around an input: a stray NaN read there and
-                                                         # stored behind the output differs from what stood behind the output
+INPUT = 15                                               # changes the payload around an input: a stray NaN read there
+                                                         # and stored behind an output differs from what stood there
 
 
 @contextmanager
@@ -27,10 +27,7 @@ def poisoned():
                               (torch.Tensor, "new_empty")):
             stack.enter_context(mock.patch.object(library, name, _poison(getattr(library, name))))
         if device.INTERPRETED:
-            try:
-                from helpers.interpreter import strict
-            except ImportError:
-                from helpers.properties_interpreter import strict
+            from helpers.interpreter import strict
             stack.enter_context(strict())
         yield
 
@@ -58,7 +55,7 @@ def _integers(x):
 
 
 def _guarded_empty(like, change=0):
-    """A poisoned tensor with the shape and strides of `like`, in the middle of a stretch of memory of the same poison."""
+    """A poisoned tensor with the shape and strides of `like`, in the middle of memory of the same poison."""
     size = 1 + sum((n - 1) * stride for n, stride in zip(like.shape, like.stride())) if like.numel() else 0
     bits = POISON[_name(like.dtype)] ^ change
     memory = torch.full([size + 2 * GUARD], bits, dtype=_integers(like), device=like.device).view(like.dtype)

@@ -9,7 +9,7 @@ from helpers.device import DEVICE
 
 
 def attention_layer(fn):
-    """fn(x, w_q, w_k, w_v, w_o, heads) returns causal self-attention: x [B, N, E] and weights [E, E] -> [B, N, E], float32.
+    """fn(x, w_q, w_k, w_v, w_o, heads) returns causal self-attention of x [B, N, E] by weights [E, E], [B, N, E].
 
     q = x @ w_q.T and so on; features h * D to (h + 1) * D belong to head h.
     """
@@ -44,13 +44,14 @@ def _no_leak(fn, x, *rest):
 # ---------------------------------------------------------------- dropout
 
 def attention_dropout(fn):
-    """fn(embed_dim, num_heads, dropout=...) returns a layer of self-attention, an nn.Module with q_proj, k_proj, v_proj, out_proj."""
+    """fn(embed_dim, num_heads, dropout=...) returns a layer with q_proj, k_proj, v_proj and out_proj."""
     properties("attention dropout", [
         ("without dropout it is attention", functools.partial(_exact, 0.0, True)),
         ("in evaluation nothing is dropped", functools.partial(_exact, 0.5, False)),
         ("the same torch seed drops the same weights",
          functools.partial(_second_call, True, "two calls after torch.manual_seed(1) differ")),
-        ("every call drops others", functools.partial(_second_call, False, "two calls in training gave the same output")),
+        ("every call drops others",
+         functools.partial(_second_call, False, "two calls in training gave the same output")),
         ("what is left grows, so that the mean stays", _mean_stays),
         ("weights are dropped, not outputs", _whole_rows),
         ("what is left is not made to sum to 1", _sums_vary)], fn)
@@ -74,7 +75,7 @@ def _second_call(same_seed, problem, module):
 
 
 def summing(layer):
-    """The layer, changed to return the sum of the weights that dropout left: equal scores, values of 1, nothing mixed."""
+    """The layer, changed to return the sum of the weights that dropout left: equal scores, values of 1."""
     with torch.no_grad():
         for projection in (layer.q_proj, layer.v_proj, layer.out_proj):
             projection.weight.zero_()
@@ -110,10 +111,10 @@ def _sums_vary(module):
 # ---------------------------------------------------------------- decoding
 
 def decoding(fn, module):
-    """fn(layer, x, cache) returns (y, cache): causal self-attention of new tokens x [B, n, E] that sees the earlier ones.
+    """fn(layer, x, cache) returns (y, cache): causal self-attention of new tokens x [B, n, E] that sees earlier ones.
 
-    layer is a causal `module` in evaluation, which may have dropout. cache is None, or what fn returned before: (k, v), each
-    [B, kv_heads, N, D]. All calls together give what the layer gives for all tokens at once.
+    layer is a causal `module` in evaluation, which may have dropout. cache is None, or what fn returned before: (k, v),
+    each [B, kv_heads, N, D]. All calls together give what the layer gives for all tokens at once.
     """
     def on(problem, *pieces, **options):
         return lambda fn: problem(fn, *_causal_layer(module, sum(pieces), **options), pieces)
@@ -142,12 +143,14 @@ def _cache(fn, layer, x, pieces):
     cache = None
     for part in x.split(pieces, dim=1):
         _, cache = fn(layer, part, cache)
-    return differences("k v", cache, [_split(_array(projection(x)), layer.kv_heads) for projection in (layer.k_proj, layer.v_proj)])
+    want = [_split(_array(projection(x)), layer.kv_heads) for projection in (layer.k_proj, layer.v_proj)]
+    return differences("k v", cache, want)
 
 
 def _causal_layer(module, N, kv_heads=4, dropout=0.0):
     torch.manual_seed(N)
-    return module(32, 4, kv_heads=kv_heads, causal=True, dropout=dropout).to(DEVICE).eval(), torch.randn(2, N, 32, device=DEVICE)
+    layer = module(32, 4, kv_heads=kv_heads, causal=True, dropout=dropout).to(DEVICE).eval()
+    return layer, torch.randn(2, N, 32, device=DEVICE)
 
 
 # ---------------------------------------------------------------- the formula

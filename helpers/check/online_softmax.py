@@ -79,7 +79,8 @@ def _lse(fn, s):
 # ---------------------------------------------------------------- merging
 
 def merge(fn):
-    """fn(a, b) returns the (m, l, acc) of two pieces (m, l, acc) taken together: m and l are numbers, acc [D] an array."""
+    """fn(a, b) returns the (m, l, acc) of two pieces (m, l, acc) taken together: m and l numbers, acc [D] an array."""
+    pieces = _piece(3.0, 1.5, (2.0, -1.0)), _piece(5.0, 1.25, (0.5, 4.0))
     properties("merge", [
         ("two pieces with the same maximum", _on(_merged, (3.0, 3.0, "l", "acc"))),
         ("the first piece has the larger maximum", _on(_merged, (5.0, 3.0, "l"))),
@@ -88,7 +89,7 @@ def merge(fn):
         ("maxima far apart give no inf and no NaN", _on(_merged, (1e4, -1e4), (-1e4, 1e4))),
         ("an empty piece changes nothing", _on(_merged, (-inf, -1e4, "l", "acc"), (-1e4, -inf, "l", "acc"))),
         ("two empty pieces make an empty piece", _on(_merged, (-inf, -inf, "l", "acc"))),
-        ("the inputs are left as they were", _on(untouched, (_piece(3.0, 1.5, (2.0, -1.0)), _piece(5.0, 1.25, (0.5, 4.0)))))], fn)
+        ("the inputs are left as they were", _on(untouched, pieces))], fn)
 
 
 def _piece(m, l, acc):
@@ -96,7 +97,7 @@ def _piece(m, l, acc):
 
 
 def _merged(fn, m_a, m_b, *look):
-    """Merge two pieces with these maxima, -inf for an empty piece; look at "l", at "acc", and always for NaN and inf."""
+    """Merge pieces with these maxima, -inf for an empty one; look at "l", at "acc", and always for NaN and inf."""
     a, b = _piece(m_a, 1.5, (2.0, -1.0)), _piece(m_b, 1.25, (0.5, 4.0))
     top = max(m_a, m_b)
     alpha_a, alpha_b = (0.0 if m == -inf else np.exp(m - top) for m in (m_a, m_b))
@@ -114,13 +115,15 @@ UNEQUAL = np.log([1.0, 2.0, 5.0])                        # of pieces that weigh 
 
 
 def combine(fn):
-    """fn(o, lse) returns the output [D] and the lse over all keys, from those of disjoint pieces: [pieces, D], [pieces]."""
-    far = [case for x in (1e4, -1e4) for case in (([x] * 3, dict(o=OUTPUTS.mean(axis=0))), ([x, x - 2e4, x - 2e4], dict(lse=x)))]
+    """fn(o, lse) returns the output [D] and the lse over all keys, from those of pieces: [pieces, D], [pieces]."""
+    far = [([x] * 3, dict(o=OUTPUTS.mean(axis=0))) for x in (1e4, -1e4)]
+    far += [([x, x - 2e4, x - 2e4], dict(lse=x)) for x in (1e4, -1e4)]
     properties("combine", [
         ("the outputs are weighted by their lse", _on(_combined, (UNEQUAL, dict(o=OUTPUTS.T @ [0.125, 0.25, 0.625])))),
         ("the lse is that of all keys", _on(_combined, (UNEQUAL, dict(lse=np.log(8))))),
         ("lse near 1e4 and near -1e4", _on(_combined, *far)),
-        ("a piece without keys counts for nothing", _on(_combined, ([2.0, 2.0, -inf], dict(o=OUTPUTS[:2].mean(axis=0))))),
+        ("a piece without keys counts for nothing",
+         _on(_combined, ([2.0, 2.0, -inf], dict(o=OUTPUTS[:2].mean(axis=0))))),
         ("only pieces without keys", _on(_combined, ([-inf] * 3, dict(o=np.zeros(2), lse=-inf)))),
         ("the inputs are left as they were", _on(untouched, (OUTPUTS, UNEQUAL)))], fn)
 

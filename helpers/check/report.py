@@ -1,4 +1,4 @@
-"""What a check prints: a line a property, an exception with the reader's own line, and at last how many properties hold."""
+"""What a check prints: a line a property, an exception with the reader's own line, and how many properties hold."""
 import dis
 import linecache
 import sysconfig
@@ -17,8 +17,8 @@ def show(title, results):
     alike = len(problems) > 1 and problems[0] and len(set(problems)) == 1
     for name, problem in {"every property": problems[0]}.items() if alike else results.items():
         said = f"{name}: {'the same' if problem in told else problem}" if problem else name
-        print(textwrap.fill(said, WIDTH, initial_indent="  FAIL  " if problem else "  ok    ", subsequent_indent=" " * 8,
-                            break_long_words=False, break_on_hyphens=False))
+        print(textwrap.fill(said, WIDTH, break_long_words=False, break_on_hyphens=False, subsequent_indent=" " * 8,
+                            initial_indent="  FAIL  " if problem else "  ok    "))
         told |= {problem}
     print(f"  {problems.count('')} of {len(problems)} properties hold")
     return not any(problems)
@@ -42,8 +42,8 @@ def raised(error):
     if not steps:
         return f"it {told}"
     frame, line = steps[-1].tb_frame, steps[-1].tb_lineno
-    text = linecache.getline(frame.f_code.co_filename, line).strip()
-    return f"line {line}, in {frame.f_code.co_name}: `{textwrap.shorten(text, 80)}` {told}"
+    text = textwrap.shorten(linecache.getline(frame.f_code.co_filename, line), 80, placeholder=" ...")
+    return f"line {line}, in {frame.f_code.co_name}: `{text}` {told}"
 
 
 def _chain(error):
@@ -62,6 +62,6 @@ def _steps(error):
 
 
 def _theirs(frame):
-    """Is this code the reader's: from a cell or a file, but not from the course, from Python or from an installed package?"""
+    """Is this code the reader's: from a cell or a file, but not from the course, from Python or from a package?"""
     file = frame.f_code.co_filename
     return not file.startswith(NOT_THEIRS) and "site-packages" not in file

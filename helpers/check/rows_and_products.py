@@ -111,24 +111,29 @@ def _products(expected, arrange):
             ("a single row and a single column", on(right, (1, 48, 64), (48, 1, 64), (1, 1, 64))),
             ("float16 is summed in float32", half(right, ())),
             ("every output element is written", on(everywhere(unwritten), (64, 64, 64), (33, 70, 64))),
-            ("nothing is written outside of the tensors", on(everywhere(outside), (50, 64, 64), (64, 77, 64), (1, 1, 64))),
+            ("nothing is written outside of the tensors",
+             on(everywhere(outside), (50, 64, 64), (64, 77, 64), (1, 1, 7))),
             ("the inputs are left as they were", on(untouched, (192, 64, 64)))]
 
 
 def _large_and_small(M, N, K):
-    """float16 factors [M, K] and [K, N] and a bias of zeros, whose product is exact in float32, in whatever order it is summed.
+    """float16 factors [M, K] and [K, N] and a bias of zeros, whose product is exact in float32, in any order.
 
-    A sum begins with 2048, ends with -2048, and in between grows by 2^-7 at a time: a float16 does not move from 2048 for
-    less than 1, so not for a tile of 64 either. Each row and column has a power of two of its own, to tell it from the next.
+    A sum begins with 2048, ends with -2048, and in between grows by 2^-7 at a time: a float16 does not move from 2048
+    for less than 1, so not for a tile of 64 either. Each row and column has a power of two, to tell it from the next.
     """
     row = torch.full([K], 2.0**-7)
     row[0], row[-1] = 2048, -2048
     powers = lambda n: 2.0 ** (torch.arange(n) % 4)
-    return [guarded(x.to(DEVICE, torch.float16)) for x in (powers(M)[:, None] * row, powers(N).expand(K, N), torch.zeros(N))]
+    return _halves(powers(M)[:, None] * row, powers(N).expand(K, N), torch.zeros(N))
 
 
 def _odd_sums(M, N, K):
-    """float16 factors whose product is 2049 everywhere, which a float16 cannot hold, and a bias of 1: 2050, which it can."""
+    """float16 factors of a product that is 2049 everywhere, which no float16 is, and a bias of 1: 2050 is one."""
     a = torch.zeros(M, K)
     a[:, 0], a[:, -1] = 2048, 1
-    return [guarded(x.to(DEVICE, torch.float16)) for x in (a, torch.ones(K, N), torch.ones(N))]
+    return _halves(a, torch.ones(K, N), torch.ones(N))
+
+
+def _halves(*tensors):
+    return [guarded(x.to(DEVICE, torch.float16)) for x in tensors]

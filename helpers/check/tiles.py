@@ -3,7 +3,7 @@ from helpers.check.core import equal, properties
 
 
 def shared_bytes(fn):
-    """fn(BLOCK_M, BLOCK_N, D, num_stages, element_bytes) returns the bytes of one tile of q and num_stages of k and of v."""
+    """fn(BLOCK_M, BLOCK_N, D, num_stages, element_bytes) returns the bytes of a tile of q and stages of k and v."""
     properties("shared_bytes", [
         ("one tile each of q, k and v", _bytes((64, 64, 64, 1, 2), (128, 128, 64, 1, 2))),
         ("more stages hold more of k and v, and one q", _bytes((64, 64, 64, 2, 2), (64, 64, 64, 3, 2))),
@@ -13,7 +13,7 @@ def shared_bytes(fn):
 
 
 def stages_that_fit(fn):
-    """fn(limit, BLOCK_M, BLOCK_N, D, element_bytes) returns the largest num_stages whose tiles fit into limit bytes, or 0."""
+    """fn(limit, BLOCK_M, BLOCK_N, D, element_bytes) returns the largest num_stages that fits into limit bytes, or 0."""
     properties("stages_that_fit", [
         ("as many as the limit has room for", _stages((100_000, 128, 64, 64, 2), (232_448, 128, 128, 64, 2))),
         ("numbers of one byte", _stages((100_000, 128, 64, 64, 1))),

@@ -1,7 +1,7 @@
 """Checks of measuring: a timing function on a toy GPU, TFLOP/s, and the share of what a card can do."""
 from helpers.check.core import near, properties
 
-PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)         # a GPU on which only one thing can go wrong at a time
+PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)        # a GPU on which only one thing can go wrong at a time
 
 
 class ToyGPU:
@@ -66,19 +66,26 @@ class TwoInFive(ToyGPU):
 def median_time(fn):
     """fn(gpu, calls) returns the median time in us of so many calls of gpu.kernel(), on a ToyGPU."""
     properties("median_time", [
-        ("the end of the kernel is waited for", lambda fn: near("the time of a kernel of 1000 us", fn(ToyGPU(**PLAIN), 20), 1000, 0.02)),
-        ("compiling is not counted", _changes_nothing("that is compiled at its first call", calls=1, compile=50_000)),
-        ("inputs come from memory, not from the cache", _changes_nothing("that takes 100 us with a warm cache", cached=100)),
-        ("overwriting the cache is not counted", _changes_nothing("after a flush of 3000 to 9000 us", gpu=UnevenFlushes, flush=3000)),
-        ("one slow call in seven changes nothing", _changes_nothing("that is ten times slower now and then", slow_every=7)),
-        ("two slow calls in five change nothing", _changes_nothing("that is a tenth slower now and then", gpu=TwoInFive, cached=1100)),
-        ("two fast calls in five change nothing", _changes_nothing("that is a tenth faster now and then", gpu=TwoInFive, cached=900))], fn)
+        ("the end of the kernel is waited for", lambda fn: near(KERNEL, fn(ToyGPU(**PLAIN), 20), 1000, 0.02)),
+        ("compiling is not counted", _same("that is compiled at its first call", calls=1, compile=50_000)),
+        ("inputs come from memory, not from the cache", _same("that takes 100 us with a warm cache", cached=100)),
+        ("overwriting the cache is not counted",
+         _same("after a flush of 3000 to 9000 us", gpu=UnevenFlushes, flush=3000)),
+        ("one slow call in seven changes nothing", _same("that is ten times slower now and then", slow_every=7)),
+        ("two slow calls in five change nothing",
+         _same("that is a tenth slower now and then", gpu=TwoInFive, cached=1100)),
+        ("two fast calls in five change nothing",
+         _same("that is a tenth faster now and then", gpu=TwoInFive, cached=900))
+    ], fn)
 
 
-def _changes_nothing(what, calls=20, gpu=ToyGPU, **change):
+KERNEL = "the time of a kernel of 1000 us"
+
+
+def _same(what, calls=20, gpu=ToyGPU, **change):
     def case(fn):
         before, after = fn(ToyGPU(**PLAIN), calls), fn(gpu(**PLAIN | change), calls)
-        return near(f"the time of a kernel of 1000 us {what}", after, before, 0.02)
+        return near(f"{KERNEL} {what}", after, before, 0.02)
     return case
 
 

@@ -9,7 +9,8 @@ def _vectors(arguments, expected):
     """The properties of an operation on vectors: arguments(n) makes the inputs, expected(*inputs) the right result."""
     over_lengths, right, lengths = over("length {}", arguments), agrees(expected), (1, 31, 1000, 1024, 4097)
     return [("every value that was written is right", over_lengths(right, 1024, 4096)),
-            ("written values are right at a length that is no multiple of the block", over_lengths(right, 31, 1000, 4097)),
+            ("written values are right at a length that is no multiple of the block",
+             over_lengths(right, 31, 1000, 4097)),
             ("a single element", over_lengths(right, 1)),
             ("an empty vector", over_lengths(right, 0)),
             ("every output element is written", over_lengths(everywhere(unwritten), *lengths)),

@@ -4,22 +4,25 @@ import functools
 import numpy as np
 import torch
 
-from helpers import check  # (before triton: helpers.device says why)
+from helpers import check, device  # (before triton: helpers.device says why)
 from mistakes.ways import beyond_the_end, in_place, when, without_the_last
 
 import triton
 import triton.language as tl
 
-OWN, LENGTH, LAST = "each row has a maximum of its own", "a length that is no multiple of the block", "the largest score comes last"
+OWN, LAST = "each row has a maximum of its own", "the largest score comes last"
+LENGTH = "a length that is no multiple of the block"
 LITTLE = "maxima that move a little, in each row differently"
-LOW = {False: "keys beyond the end weigh nothing, however low the scores", True: "a later key weighs nothing, however low the scores"}
-ALPHAS = [lambda alpha: alpha**2, lambda alpha: alpha**0.5, lambda alpha: alpha**np.log(2), lambda alpha: 1 / alpha,     # 2^(m - m_new)
-          lambda alpha: 1.0 * (alpha == 1), lambda alpha: 1.0 * (alpha > 0), lambda alpha: alpha[::-1], lambda alpha: alpha[:1],
-          lambda alpha: alpha.max(), lambda alpha: alpha.mean(), lambda alpha: 1.0, lambda alpha: 0 * alpha]
+LOW = {False: "keys beyond the end weigh nothing, however low the scores",
+       True: "a later key weighs nothing, however low the scores"}
+ALPHAS = [lambda x: x**2, lambda x: x**0.5, lambda x: x**np.log(2), lambda x: 1 / x, lambda x: 1.0 * (x == 1),
+          lambda x: 1.0 * (x > 0), lambda x: x[::-1], lambda x: x[:1], lambda x: x.max(), lambda x: x.mean(),
+          lambda x: 1.0, lambda x: 0 * x]                # in the place of alpha; the third is 2^(m - m_new)
 
 
-def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, return_lse=False, scale=True, maximum=lambda m, s: np.maximum(m, s.max(1)),
-            of_l=lambda alpha: alpha, of_acc=lambda alpha: alpha, mask=-np.inf, pad=None, first_row=True, lazy=True, in_place=False, spoil=None):
+def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, return_lse=False, scale=True,
+            maximum=lambda m, s: np.maximum(m, s.max(1)), of_l=lambda x: x, of_acc=lambda x: x, mask=-np.inf,
+            pad=None, first_row=True, lazy=True, in_place=False, spoil=None):
     N, D = q.shape
     o, lse = np.empty_like(v), np.empty(N)
     for i in range(0, N, BLOCK_M):
@@ -62,19 +65,22 @@ def versions(is_causal, return_lse):
         return fn
 
     wrong = {"the result is attention": make(scale=False),
-             LITTLE: [make(**dict.fromkeys(where, spoil)) for spoil in ALPHAS for where in (["of_l", "of_acc"], ["of_l"], ["of_acc"])],
+             LITTLE: [make(**dict.fromkeys(where, spoil)) for spoil in ALPHAS
+                      for where in (["of_l", "of_acc"], ["of_l"], ["of_acc"])],
              OWN: make(maximum=lambda m, s: np.maximum(m, s.max())),
-             LAST: [make(of_l=lambda alpha: 1.0, of_acc=lambda alpha: 1.0), make(of_acc=lambda alpha: 1.0)],
-             "logits of 1e4": [make(maximum=lambda m, s: np.maximum(m, np.minimum(s.max(1), 500))), make(maximum=lambda m, s: 0 * m)],
+             LAST: [make(of_l=lambda x: 1.0, of_acc=lambda x: 1.0), make(of_acc=lambda x: 1.0)],
+             "logits of 1e4": [make(maximum=lambda m, s: np.maximum(m, np.minimum(s.max(1), 500))),
+                               make(maximum=lambda m, s: 0 * m)],
              LENGTH: make(spoil=last_row(lambda o: 0, lambda o, BLOCK_N: len(o) % 16)) if is_causal else make(pad=0.0),
              "every output element is written": make(spoil=last_row(lambda o: np.empty_like(o)[-1])),
              "the inputs are left as they were": make(in_place=True),
-             "any block size gives the same answer": make(spoil=last_row(lambda o: 0, lambda o, BLOCK_N: BLOCK_N != 16)),
+             "any block size gives the same answer": make(spoil=last_row(lambda o: 0, lambda o, size: size != 16)),
              LOW[is_causal]: [make(mask=mask) if is_causal else make(pad=mask) for mask in (-1e4, -1e9)]}
     if is_causal:
-        wrong |= {"the first causal row sees one key": make(first_row=False), "tiles above the diagonal are not visited": make(lazy=False)}
+        wrong |= {"the first causal row sees one key": make(first_row=False),
+                  "tiles above the diagonal are not visited": make(lazy=False)}
     if return_lse:
-        wrong |= {"lse is the log of the sum of exponentials": lambda q, k, v: (blocked(q, k, v, is_causal=is_causal), np.zeros(len(q)))}
+        wrong |= {"lse is the log of the sum of exponentials": lambda q, *kv: (make()(q, *kv)[0], np.zeros(len(q)))}
     return dict(right=[make()], wrong=wrong)
 
 
@@ -126,5 +132,7 @@ CASES = {
         LOW[False]: [in_triton(mask=-1e4), in_triton(mask=-1e9)],
         "every output element is written": when(in_triton(), lambda q, k, v: len(q) > 1, without_the_last),
         "the inputs are left as they were": in_place(in_triton()),
-        "nothing is written outside of the tensors": [in_triton(store=False), lambda *qkv: beyond_the_end(in_triton()(*qkv))]}),
+        "nothing is written outside of the tensors": [
+            lambda *qkv: beyond_the_end(in_triton()(*qkv)),
+            *device.INTERPRETED * [in_triton(store=False), in_triton(load=False)]]}),
 }

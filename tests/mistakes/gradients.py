@@ -14,7 +14,8 @@ def by_jacobian(p, dp):
 
 
 SOFTMAX_BACKWARD = dict(right=[softmax_backward], wrong={
-    "one row": [lambda p, dp: softmax_backward(p, dp).squeeze(), lambda p, dp: p * dp, lambda p, dp: p * (dp - dp.sum(axis=1, keepdims=True))],
+    "one row": [lambda p, dp: softmax_backward(p, dp).squeeze(), lambda p, dp: p * dp,
+                lambda p, dp: p * (dp - dp.sum(axis=1, keepdims=True))],
     "the rows do not mix": [lambda p, dp: softmax_backward(p, dp, keep=False), lambda p, dp: p * (dp - (p * dp).sum())],
     "dp that is the same for all keys gives zeros": lambda p, dp: softmax_backward(p, dp) + 0.01,
     "a probability of 0 gives 0": lambda p, dp: softmax_backward(np.maximum(p, 1e-4), dp),
@@ -24,7 +25,8 @@ SOFTMAX_BACKWARD = dict(right=[softmax_backward], wrong={
 
 # ---------------------------------------------------------------- dK and dV in blocks, causal
 
-def blocked_dkdv(q, k, v, do, lse, delta, scale, BLOCK, start=lambda j, shift, BLOCK: max(0, j - shift) // BLOCK * BLOCK,
+def blocked_dkdv(q, k, v, do, lse, delta, scale, BLOCK,
+                 start=lambda j, shift, BLOCK: max(0, j - shift) // BLOCK * BLOCK,
                  lost=lambda N_q, N_k, BLOCK: False, inside=True, blind=True):
     """start(j, shift, BLOCK) is where the loop over queries begins; shapes that are `lost` lose their last tile."""
     N_q, N_k = len(q), len(k)
@@ -48,7 +50,9 @@ def dkdv(**mistake):
 
 def starts(off, unit=True):
     """Loops that begin `off` queries late, at a multiple of the block if unit."""
-    return dkdv(start=lambda j, shift, BLOCK: max(0, j - shift + off) // BLOCK * BLOCK if unit else max(0, j - shift + off))
+    def start(j, shift, BLOCK):
+        return max(0, j - shift + off) // (BLOCK if unit else 1) * (BLOCK if unit else 1)
+    return dkdv(start=start)
 
 
 def usual_scale(q, k, v, do, lse, delta, scale, BLOCK):
@@ -62,7 +66,8 @@ BLOCKED_DKDV = dict(right=[blocked_dkdv, starts(0, unit=False)], wrong={
     "a length that is no multiple of the block": dkdv(lost=lambda N_q, N_k, BLOCK: N_q % BLOCK),
     "more keys than queries": [dkdv(start=lambda j, shift, BLOCK: (j - min(shift, 0)) // BLOCK * BLOCK), starts(31)],
     "more queries than keys": dkdv(blind=False),
-    "a few keys more or less than queries": [starts(1), starts(2), starts(15), starts(1, unit=False), starts(8, unit=False)],
+    "a few keys more or less than queries": [starts(1), starts(2), starts(15), starts(1, unit=False),
+                                             starts(8, unit=False)],
     "the scale that it is given": usual_scale,
     "masked scores far above the others": dkdv(inside=False),
     "tiles above the diagonal are not visited": [dkdv(start=lambda j, shift, BLOCK: 0), starts(-32)],
@@ -116,7 +121,8 @@ def keeps_one(dbias, place, ds):
 
 
 ATTENTION_DBIAS = dict(right=[attention_dbias], wrong={
-    "the sums along the diagonals are right": [dbias(keep=lambda N, BLOCK: N != 128), dbias(add=keeps_one), lambda q, k, v, bias, do: bias],
+    "the sums along the diagonals are right": [dbias(keep=lambda N, BLOCK: N != 128), dbias(add=keeps_one),
+                                               lambda q, k, v, bias, do: bias],
     "a length that is no multiple of the block": dbias(keep=lambda N, BLOCK: N % BLOCK == 0),
     "the bias is part of the scores": lambda *a: strips(*a, forget=True),
     "logits of 1e4": lambda *a: strips(*a, safe=False),
@@ -124,4 +130,5 @@ ATTENTION_DBIAS = dict(right=[attention_dbias], wrong={
     "the inputs are left as they were": in_place(attention_dbias),
     "any block size gives the same answer": dbias(keep=lambda N, BLOCK: BLOCK != 48)})
 
-CASES = {check.softmax_backward: SOFTMAX_BACKWARD, check.blocked_dkdv: BLOCKED_DKDV, check.attention_dbias: ATTENTION_DBIAS}
+CASES = {check.softmax_backward: SOFTMAX_BACKWARD, check.blocked_dkdv: BLOCKED_DKDV,
+         check.attention_dbias: ATTENTION_DBIAS}

@@ -25,7 +25,7 @@ def rows(right):
     """Wrong versions of softmax, or of its logarithm, for every property that they share."""
     def complete_blocks(x, block=64):                    # what a grid over whole blocks of columns would see
         whole = x.shape[1] // block * block
-        return torch.cat([right(x[:, :whole]), torch.zeros_like(x[:, whole:])], 1) if whole < x.shape[1] > 1 else right(x)
+        return right(x) if whole == x.shape[1] else torch.cat([right(x[:, :whole]), torch.zeros_like(x[:, whole:])], 1)
 
     def subtracting(limit):
         """The formula with another number in the place of the maximum."""
@@ -47,7 +47,8 @@ def rows(right):
         "a length that is no power of two": complete_blocks,
         "a single column": when(right, lambda x: x.shape[1] == 1, lambda z, x: x),
         "scores of 1e4": subtracting(lambda m: m.clamp(max=0)),
-        "a row that is rare in practice": [subtracting(lambda m: m.clamp(min=0)), padded(0.0), padded(-1000.0), padded(-1e6), padded(-1e9)],
+        "a row that is rare in practice": [subtracting(lambda m: m.clamp(min=0)), padded(0.0), padded(-1000.0),
+                                           padded(-1e6), padded(-1e9)],
         "rows that lie apart in memory": lambda x: right(x.as_strided(x.shape, (x.shape[1], 1))),
         "every output element is written": when(right, lambda x: len(x) > 1, without_the_last),
         OUTSIDE: lambda x: beyond_the_end(right(x)),
@@ -56,31 +57,38 @@ def rows(right):
 
 
 @triton.jit
-def log_softmax_kernel(x_ptr, z_ptr, N, stride, BLOCK: tl.constexpr):
+def log_softmax_kernel(x_ptr, z_ptr, N, stride, read, written, BLOCK: tl.constexpr):
     columns = tl.arange(0, BLOCK)
-    x = tl.load(x_ptr + tl.program_id(0) * stride + columns, mask=columns < N, other=-float("inf"))
+    x = tl.load(x_ptr + tl.program_id(0) * stride + columns, mask=columns < read, other=0.0)
+    x = tl.where(columns < N, x, -float("inf"))
     m = tl.max(x, axis=0)
-    tl.store(z_ptr + tl.program_id(0) * N + columns, x - m - tl.log(tl.sum(tl.exp(x - m), axis=0)))
+    z = x - m - tl.log(tl.sum(tl.exp(x - m), axis=0))
+    tl.store(z_ptr + tl.program_id(0) * N + columns, z, mask=columns < written)
 
 
-def unmasked(x):
-    z = torch.empty(x.shape, device=x.device)
-    log_softmax_kernel[(len(x),)](x, z, x.shape[1], x.stride(0), triton.next_power_of_2(x.shape[1]))
-    return z
+def with_masks(read=0, written=0):
+    """The logarithm, by a kernel that reads and writes so many columns beyond the last."""
+    def fn(x):
+        z, N = torch.empty(x.shape, device=x.device), x.shape[1]
+        log_softmax_kernel[(len(x),)](x, z, N, x.stride(0), N + read, N + written, triton.next_power_of_2(N))
+        return z
+    return fn
 
 
 # ---------------------------------------------------------------- products, in Triton
 
 @triton.jit
-def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, b_col, BLOCK: tl.constexpr, ACC: tl.constexpr,
-                   STEPS: tl.constexpr, STORE: tl.constexpr, BIAS: tl.constexpr):
+def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, b_col,
+                   BLOCK: tl.constexpr, ACC: tl.constexpr, STEPS: tl.constexpr,
+                   STORE: tl.constexpr, LOADS: tl.constexpr, BIAS: tl.constexpr):
     rows = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))[:, None]
     columns = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     acc = tl.zeros([BLOCK, BLOCK], ACC)
     for k0 in range(0, K if STEPS else K // BLOCK * BLOCK, BLOCK):
         k = k0 + tl.arange(0, BLOCK)
-        a = tl.load(a_ptr + rows * a_row + k[None, :] * a_col, mask=(rows < M) & (k[None, :] < K), other=0.0)
-        b = tl.load(b_ptr + k[:, None] * b_row + columns * b_col, mask=(k[:, None] < K) & (columns < N), other=0.0)
+        a_inside, b_inside = (rows < M + LOADS[0]) & (k[None, :] < K), (k[:, None] < K) & (columns < N + LOADS[1])
+        a = tl.load(a_ptr + rows * a_row + k[None, :] * a_col, mask=a_inside, other=0.0)
+        b = tl.load(b_ptr + k[:, None] * b_row + columns * b_col, mask=b_inside, other=0.0)
         acc = (acc + tl.dot(a, b, input_precision="ieee")).to(ACC)
     inside = (rows < M) & (columns < N)
     if BIAS == "rounded":
@@ -90,12 +98,12 @@ def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, 
     tl.store(z_ptr + rows * N + columns, acc.to(z_ptr.dtype.element_ty), mask=inside if STORE else columns < N + 1)
 
 
-def product(a, b, bias=None, acc=tl.float32, steps=True, store=True, how="once", strides=None):
+def product(a, b, bias=None, acc=tl.float32, steps=True, store=True, loads=(0, 0), how="once", strides=None):
     (M, K), N = a.shape, b.shape[1]
     z, strides = torch.empty(M, N, device=a.device, dtype=a.dtype), strides or (*a.stride(), *b.stride())
     product_kernel[(triton.cdiv(M, 32), triton.cdiv(N, 32))](
         a, b, a if bias is None else bias, z, M, N, K, *strides, 32, acc if a.dtype == torch.float16 else tl.float32,
-        steps, store, how if bias is not None else "")
+        steps, store, loads, how if bias is not None else "")
     return z
 
 
@@ -133,18 +141,25 @@ def steps_in_float16(a, b):
     return total
 
 
+SEEN = device.INTERPRETED                                # a GPU does not say who reads, and a stray store is its end
+LOG_SOFTMAX, LINEAR = rows(log_softmax), products(
+    torch.nn.functional.linear, half=lambda *t: linear(*t, acc=tl.float16), steps=lambda *t: linear(*t, steps=False))
+LOG_SOFTMAX[OUTSIDE] = [LOG_SOFTMAX[OUTSIDE], *SEEN * [with_masks(read=9999), with_masks(written=9999)]]
+LINEAR[OUTSIDE] = [LINEAR[OUTSIDE], *SEEN * [lambda *t, wrong=wrong: linear(*t, **wrong) for wrong in (
+    dict(store=False), dict(loads=(9999, 0)), dict(loads=(0, 9999)))]]
 CASES = {
     check.softmax: dict(right=[softmax], wrong=rows(softmax) | {
         "scores of -inf weigh nothing": lambda x: softmax(torch.where(x == -float("inf"), 0.0, x))}),
-    check.log_softmax: dict(right=[log_softmax], wrong=rows(log_softmax), also=[
-        lambda x: torch.log(softmax(x)), *device.INTERPRETED * [unmasked]]),
+    check.log_softmax: dict(right=[log_softmax, with_masks()], wrong=LOG_SOFTMAX,
+                            also=[lambda x: torch.log(softmax(x))]),
     check.matmul: dict(right=[product, torch.matmul], wrong=products(
-        torch.matmul, half=[steps_in_float16, lambda a, b: product(a, b, acc=tl.float16)], steps=lambda a, b: product(a, b, steps=False)) | {
+        torch.matmul, half=[steps_in_float16, lambda a, b: product(a, b, acc=tl.float16)],
+        steps=lambda a, b: product(a, b, steps=False)) | {
         "views that are not contiguous": lambda a, b: product(a, b, strides=(a.shape[1], 1, b.shape[1], 1))}),
-    check.linear: dict(right=[linear], wrong=products(
-        torch.nn.functional.linear, half=lambda *t: linear(*t, acc=tl.float16), steps=lambda *t: linear(*t, steps=False)) | {
+    check.linear: dict(right=[linear], wrong=LINEAR | {
+        "the values are right": lambda x, w, bias: product(x, w.T, bias, strides=(x.shape[1], 1, 1, len(w))),
         "the bias is added before the sum is rounded": lambda *t: linear(*t, how="rounded"),
         "one kernel reads the inputs and stores the result": [
-            lambda x, w, bias: product(x, w.T) + bias, lambda x, w, bias: product(x, w.T.contiguous(), bias), lambda x, w, bias: x @ w.T + bias]},
-        also=device.INTERPRETED * [lambda *t: linear(*t, store=False), lambda x, w, bias: product(x, w.T, bias, strides=(x.shape[1], 1, 1, len(w)))]),
+            lambda x, w, bias: product(x, w.T) + bias, lambda x, w, bias: product(x, w.T.contiguous(), bias),
+            lambda x, w, bias: x @ w.T + bias]}),
 }

@@ -34,7 +34,7 @@ def over_keys(q8, k8, v8, q_scales, k_scales, v_scales, block):
     return scaled_attention(q8, k8, v8, k_scales[:len(q_scales)], q_scales[:len(k_scales)], v_scales, block)
 
 
-def causal(q8, k8, v8, q_scales, k_scales, v_scales, block, least=np.finfo(np.float32).tiny, fill=-np.inf, whole=False,
+def causal(q8, k8, v8, q_scales, k_scales, v_scales, block, least=1.1754944e-38, fill=-np.inf, whole=False,
            own=False, in_place=False, ordinary=False):
     N, D = q8.shape
     if in_place:
@@ -93,6 +93,6 @@ CASES = {
                "any block size": lambda *inputs: causal(*inputs) if inputs[-1] == 8 else scaled_attention(*inputs),
                "very low scores": [wrongly(fill=-1e4), wrongly(fill=-1e5)],
                "small queries and small keys": wrongly(ordinary=True),
-               "queries and keys of almost nothing": [wrongly(least=0), wrongly(fill=-1e30)],
+               "queries and keys near 0": [wrongly(least=0), wrongly(fill=-1e30)],
                "the inputs are left as they were": wrongly(in_place=True)},
         also=[wrongly(fill=-1e4, least=0)])}

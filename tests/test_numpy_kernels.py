@@ -1,13 +1,12 @@
-"""The exported functions of lessons 03 and 07."""
+"""The first kernel, and FlashAttention in NumPy."""
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import device, lessons, reference
-
-add = lessons.vector_add_triton.add
-flash = lessons.flash_attention_numpy.flash_attention_numpy
+from helpers import device, reference
+from helpers.lessons.flash_attention_numpy import flash_attention_numpy as flash
+from helpers.lessons.vector_add_triton import add
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1023, 1024, 1025, 100_000])
@@ -20,20 +19,20 @@ def test_add(n, dtype):
 @settings(max_examples=40, deadline=None)
 @given(N_q=st.integers(0, 40), N_k=st.integers(1, 40), D=st.integers(1, 9), BLOCK_M=st.integers(1, 50),
        BLOCK_N=st.integers(1, 50), seed=st.integers(0, 99))
-def test_flash_attention_numpy(N_q, N_k, D, BLOCK_M, BLOCK_N, seed):
+def test_flash_attention(N_q, N_k, D, BLOCK_M, BLOCK_N, seed):
     rng = np.random.default_rng(seed)
     q, k, v = 10 * rng.standard_normal((N_q, D)), rng.standard_normal((N_k, D)), rng.standard_normal((N_k, 5))
     o = flash(q, k, v, BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N)
     np.testing.assert_allclose(o, reference.attention(q, k, v), rtol=1e-10, atol=1e-13)
 
 
-def test_flash_attention_numpy_keeps_the_type():
+def test_flash_attention_keeps_the_type():
     q, k, v = np.random.default_rng(0).standard_normal((3, 70, 8), dtype=np.float32)
     o = flash(q, k, v, scale=0.5)
     assert o.dtype == np.float32 and np.abs(o - reference.attention(q, k, v, scale=0.5)).max() < 1e-6
 
 
-def test_flash_attention_numpy_at_the_edges():
+def test_flash_attention_at_the_edges():
     q, k, v = np.random.default_rng(0).standard_normal((3, 70, 8))
     q[:, 0], k[:66, 0] = 1, -np.inf                      # a first block that nobody may look at
     np.testing.assert_allclose(flash(q, k, v), reference.attention(q, k, v), atol=1e-14)

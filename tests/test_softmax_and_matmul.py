@@ -1,24 +1,21 @@
-"""Lesson 04's kernels: values, edges, refusals, and what they compile to."""
-import re
-import types
-
+"""Row softmax and matrix product: values, edges, refusals."""
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from helpers import bench, bench_matrix, compiled, device, lessons
+from helpers import device
 from helpers.check.core import poisoned, unwritten
+from helpers.lessons import matmul_triton, softmax_triton
+from helpers.lessons.matmul_triton import matmul
+from helpers.lessons.softmax_triton import softmax
 
-LESSON = "matmul_triton"
-lesson = getattr(lessons, LESSON)
-softmax, matmul = lesson.softmax, lesson.matmul
 SOFTMAX_BOUNDS = {torch.float32: 1e-6, torch.float16: 2.5e-4, torch.bfloat16: 4e-3}    # bfloat16: the interpreter cuts
 MATMUL_BOUNDS = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}    # relative
 TILES = dict(BLOCK_M=32, BLOCK_N=16, BLOCK_K=16, GROUP=3)
 softmax_types = pytest.mark.parametrize("dtype", SOFTMAX_BOUNDS, ids=str)
 matmul_types = pytest.mark.parametrize("dtype", MATMUL_BOUNDS, ids=str)
-quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")     # NumPy, inside the interpreter, announces what we ask for
+quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy, inside the interpreter, announces what we ask for
 
 
 def random(*shape, dtype=torch.float32, seed=0):
@@ -48,7 +45,7 @@ def test_softmax_agrees_with_float64(N, dtype):
 def test_softmax_of_long_rows_at_any_block(monkeypatch):
     x = 5 * random(4, 300)
     for widest in (16, 64, 256):
-        monkeypatch.setattr(lesson, "WIDEST", widest)
+        monkeypatch.setattr(softmax_triton, "WIDEST", widest)
         same(softmax(x), torch.softmax(x.double(), 1), 1e-6)
 
 
@@ -84,7 +81,7 @@ def test_softmax_writes_every_element_and_leaves_its_input():
 
 def test_softmax_in_steps_is_softmax():
     x = 5 * random(5, 100)
-    same(lesson.softmax_in_steps(x), torch.softmax(x.double(), 1), 1e-6)
+    same(softmax_triton.softmax_in_steps(x), torch.softmax(x.double(), 1), 1e-6)
 
 
 # ---------------------------------------------------------------- matmul
@@ -137,18 +134,19 @@ def test_matmul_writes_every_element_and_leaves_its_inputs():
     a, b = random(33, 40), random(40, 50, seed=1)
     before = a.clone(), b.clone()
     with poisoned():
-        assert not unwritten(matmul(a, b)) and not unwritten(lesson.naive_matmul(a, b))
+        assert not unwritten(matmul(a, b)) and not unwritten(matmul_triton.naive_matmul(a, b))
     assert a.equal(before[0]) and b.equal(before[1])
 
 
 @matmul_types
 def test_naive_matmul(dtype):
     a, b = random(5, 30, dtype=dtype), random(30, 300, dtype=dtype, seed=1)
-    assert relative_error(lesson.naive_matmul(a, b), a, b) <= MATMUL_BOUNDS[dtype]
+    assert relative_error(matmul_triton.naive_matmul(a, b), a, b) <= MATMUL_BOUNDS[dtype]
 
 
 def test_tuning_offers_one_choice_to_the_interpreter():
-    assert lesson.tuning("first", "second") == (["first"] if device.INTERPRETED else ["first", "second"])
+    assert len(matmul_triton.tuned_matmul_kernel.configs) == (1 if device.INTERPRETED else 5)
+    assert matmul_triton.tuning("first", "second") == (["first"] if device.INTERPRETED else ["first", "second"])
 
 
 # ---------------------------------------------------------------- refusals
@@ -174,89 +172,3 @@ x, y = random(10, 8), random(8, 6)
 def test_refuses_in_a_sentence(call, error_type, message):
     with pytest.raises(error_type, match=message):
         call()
-
-
-# ---------------------------------------------------------------- compiled code
-
-def compiled_softmax(kernel, BLOCK, capability, pointer="*fp32"):
-    N = BLOCK if kernel == "softmax_kernel" else 4 * BLOCK
-    return compiled.compile_kernel(LESSON, kernel, dict(x_ptr=pointer, z_ptr=pointer, N=N, stride_xr=N, stride_xc=1, stride_zr=N,
-                                stride_zc=1, BLOCK=BLOCK), capability, num_warps=min(max(BLOCK // 512, 1), 16))
-
-
-def compiled_matmul(dtype, capability, sizes, num_warps, num_stages=3, n=4096):
-    strides = {f"stride_{name}": n if name in ("am", "bk", "cm") else 1 for name in ("am", "ak", "bk", "bn", "cm", "cn")}
-    return compiled.compile_kernel(LESSON, "matmul_kernel", dict(
-        {f"{name}_ptr": "*" + dtype for name in "abc"}, M=n, N=n, K=n, **strides, **sizes, DOT=dtype),
-        capability, num_warps, num_stages)
-
-
-@pytest.mark.parametrize("capability", [80, 90, 100])
-@pytest.mark.parametrize("kernel,BLOCK", [("softmax_kernel", 16384), ("long_softmax_kernel", 16384)])
-def test_softmax_compiles_without_spills(kernel, BLOCK, capability):
-    assert compiled_softmax(kernel, BLOCK, capability)["stack"] == 0
-
-
-def test_softmax_reads_its_row_once():
-    ptx = compiled_softmax("softmax_kernel", 4096, 90)["ptx"]
-    assert ptx.count("ld.global") == ptx.count("ld.global.v4") == 4096 // (4 * 8 * 32)
-
-
-@pytest.mark.parametrize("dtype,capability,matrix_instruction", [
-    ("fp16", 80, "HMMA"), ("fp16", 90, "HGMMA"), ("fp16", 100, "UTCHMMA"), ("bf16", 90, "HGMMA")])
-def test_matmul_compiles_without_spills(dtype, capability, matrix_instruction):
-    made = compiled_matmul(dtype, capability, dict(BLOCK_M=128, BLOCK_N=128, BLOCK_K=64, GROUP=8), 8)
-    assert matrix_instruction in made["sass"] and "LDGSTS" in made["sass"]
-    assert made["stack"] == 0 and made["shared"] <= 99 * 1024    # what a block gets on the smallest of these GPUs
-
-
-@pytest.mark.parametrize("capability", [80, 90, 100])
-def test_matmul_in_float32_keeps_full_precision(capability):
-    made = compiled_matmul("fp32", capability, lesson.FLOAT32_TILES, 4)
-    assert made["stack"] == 0 and not re.search(r"\b(HMMA|HGMMA|UTCHMMA)\b", made["sass"])
-
-
-# read from the source, because the interpreter is offered one of them only
-CHOICES = re.findall(r"tile\((\d+), (\d+), (\d+), (\d), (\d)\)", lessons.source(LESSON))
-
-
-@pytest.mark.parametrize("choice", CHOICES, ids="x".join)
-def test_every_tile_that_tuning_may_choose_compiles_without_spills(choice):
-    BLOCK_M, BLOCK_N, BLOCK_K, num_warps, num_stages = map(int, choice)
-    made = compiled_matmul("fp16", 90, dict(BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, GROUP=8), num_warps, num_stages)
-    assert made["stack"] == 0 and made["shared"] <= 227 * 1024
-
-
-def test_tuning_has_choices_on_a_gpu():
-    assert len(CHOICES) == 5 and len(lesson.tuned_matmul_kernel.configs) == (1 if device.INTERPRETED else 5)
-
-
-# ---------------------------------------------------------------- its measurements
-
-def test_the_bench_suite_at_small_sizes(monkeypatch):
-    def timing(fn):
-        fn()
-        return dict(median_ms=1.0)
-
-    monkeypatch.setattr(bench_matrix, "timing", timing)
-    monkeypatch.setattr(bench_matrix, "ELEMENTS", 2**10)
-    monkeypatch.setattr(bench_matrix, "LENGTHS", [256])
-    monkeypatch.setattr(bench_matrix, "SIZES", [32])
-    rows = list(bench.SUITES["softmax_and_matmul"]())
-    assert [(row["operation"], row["name"]) for row in rows] == (
-        [("softmax", name) for name in ("copy", "five steps", "torch", "triton")]
-        + [("matmul", name) for name in ("naive", "tile of 32", "autotuned", "torch")])
-    assert rows[0]["gb_per_s"] == 2 * 4 * 2**10 / 1e6 and rows[-1]["tflops"] == 2 * 32**3 / 1e9
-
-
-@pytest.mark.parametrize("name", ["softmax", "matmul"])
-def test_the_bench_suite_does_not_time_what_is_wrong(monkeypatch, name):
-    monkeypatch.setattr(bench_matrix, "ELEMENTS", 2**10)
-    monkeypatch.setattr(bench_matrix, "LENGTHS", [256])
-    monkeypatch.setattr(bench_matrix, "SIZES", [32])
-    wrong = types.SimpleNamespace(**vars(lesson) | {name: lambda *tensors, **tiles: tensors[0] * float("nan")})
-    timed = []
-    monkeypatch.setattr(bench_matrix, "timing", lambda fn: timed.append(fn) or dict(median_ms=1.0))
-    with pytest.raises(AssertionError, match="is off by nan at .*: not timed"):
-        list(getattr(bench_matrix, f"_{name}")(wrong))
-    assert len(timed) == dict(softmax=3, matmul=1)[name]  # those that came before it

@@ -1,4 +1,4 @@
-"""The exported functions of lesson 06: the laws of merging in exact fractions, and their limits in floats."""
+"""The online softmax: the laws of merging in exact fractions, and their limits in floats."""
 from fractions import Fraction
 from functools import reduce
 
@@ -70,7 +70,8 @@ def test_the_empty_piece_is_the_identity(x, base):
 @many
 @given(rows, bases, st.data())
 def test_any_split_in_any_order_gives_the_same(x, base, data):
-    s, v = np.array(x, object), np.array([[Fraction(i), Fraction(1, i + 1)] for i in range(len(x))], object).reshape(len(x), 2)
+    s, v = np.array(x, object), [[Fraction(i), Fraction(1, i + 1)] for i in range(len(x))]
+    v = np.array(v, object).reshape(len(x), 2)
     owner = np.array(data.draw(st.lists(st.integers(0, 4), min_size=len(x), max_size=len(x))), int)
     parts = [lesson.piece(s[owner == k], v[owner == k], power(base)) for k in data.draw(st.permutations(range(5)))]
     assert same(reduce(plus(base), parts), lesson.piece(s, v, power(base)))
@@ -105,7 +106,8 @@ def attention_of(s, v):
 
 
 @many
-@given(N=st.integers(1, 60), BLOCK_N=st.integers(1, 70), size=st.sampled_from([1, 100, 1e4, 1e300]), seed=st.integers(0, 999))
+@given(N=st.integers(1, 60), BLOCK_N=st.integers(1, 70), size=st.sampled_from([1, 100, 1e4, 1e300]),
+       seed=st.integers(0, 999))
 def test_blocks_of_a_row(N, BLOCK_N, size, seed):
     rng = np.random.default_rng(seed)
     s, v = size * rng.standard_normal(N), rng.standard_normal((N, 3))
@@ -116,7 +118,7 @@ def test_blocks_of_a_row(N, BLOCK_N, size, seed):
     np.testing.assert_allclose(lse, want_lse, rtol=1e-14, atol=1e-14)
     m, l = lesson.online_softmax_stats(s)
     np.testing.assert_allclose(m + np.log(l), want_lse, rtol=1e-14, atol=1e-14)
-    rest = (np.zeros(3), -np.inf)                                      # finished pieces merge as well, the empty one too
+    rest = (np.zeros(3), -np.inf)                                     # finished pieces merge as well, the empty one too
     o, lse = reduce(lesson.merge_outputs, [rest, *(lesson.finish(*part) for part in parts), rest])
     np.testing.assert_allclose(o, want_o, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(lse, want_lse, rtol=1e-14, atol=1e-14)
@@ -162,7 +164,7 @@ def test_no_warning_and_no_nan_from_nothing(recwarn):
 
 
 def test_lowest_is_as_good_an_identity(recwarn):
-    """What 07 and 08 start from: l, acc, o and lse are those of the empty piece, whatever it meets."""
+    """What the kernels start from: l, acc, o and lse are those of the empty piece, whatever it meets."""
     lowest = (np.float64(LOWEST), 0.0, np.zeros(2))
     for s in (np.array([3.0, 1.0]), np.array([-1e30]), np.array([-np.inf, -np.inf])):
         part = lesson.piece(s, np.arange(2.0 * len(s)).reshape(-1, 2))
@@ -191,7 +193,7 @@ def test_types_are_kept(dtype):
     assert {x.dtype for x in results} == {np.dtype(dtype)}
 
 
-def test_it_is_the_inner_loop_of_lesson_07():
+def test_it_is_the_inner_loop_of_flash_attention():
     rng = np.random.default_rng(1)
     q, k, v = rng.standard_normal((3, 33, 8))
     s = 8**-0.5 * q @ k.T

@@ -1,0 +1,71 @@
+"""The checks of lesson "Claims": from which length on a kernel is faster for good, and an average of speed-ups."""
+import math
+import random
+
+from helpers.check.core import properties
+
+LENGTHS = [128, 256, 512, 1024, 2048, 4096]
+
+
+def _from(want, *ratios):
+    """A case for `crossover`: at 128, 256, 512, ... tokens ours is so many times as fast as theirs."""
+    def case(fn):
+        lengths, ours = LENGTHS[:len(ratios)], [0.1 * 2**i for i in range(len(ratios))]
+        got = fn(list(lengths), list(ours), [r * ms for r, ms in zip(ratios, ours)])
+        return "" if got == want else f"{', '.join(map(str, ratios))} times as fast: {got!r}, expected {want!r}"
+    return case
+
+
+CROSSOVER = [("slower at first, then faster for good", _from(1024, 0.5, 0.7, 0.9, 1.5, 2.0, 3.0)),
+             ("faster from the beginning", _from(128, 1.1, 2.0, 3.0)),
+             ("a lucky length in between does not count", _from(2048, 0.5, 1.3, 0.8, 0.9, 1.2, 1.5)),
+             ("as fast is not faster", _from(512, 0.5, 1.0, 1.25, 2.0)),
+             ("slower again at the end", _from(None, 0.5, 1.5, 2.0, 0.9)),
+             ("never faster", _from(None, 0.5, 0.6, 0.7)),
+             ("a rival without memory is slower", _from(512, 0.5, 0.9, math.inf, math.inf))]
+
+
+def crossover(fn):
+    """fn(lengths, ours, theirs), three lists, returns the least length from which on ours takes less time, or None."""
+    properties("crossover", CROSSOVER, fn)
+
+
+def _times(count):
+    draw = random.Random(count)
+    return [draw.uniform(0.5, 8) for _ in range(count)]
+
+
+def _differs(what, got, want):
+    if isinstance(got, bool) or not isinstance(got, (int, float)):
+        return f"{what} {got!r}, expected a number"
+    return "" if math.isclose(got, want, rel_tol=1e-9) else f"{what} {got:.4g}, expected {want:.4g}"
+
+
+def _one_ratio(fn):
+    ours = _times(5)
+    return _differs("2.5 at each of 5 lengths:", fn([2.5 * ms for ms in ours], list(ours)), 2.5)
+
+
+def _turned_around(fn):
+    there, back = fn([2.0, 2.0], [1.0, 4.0]), fn([1.0, 4.0], [2.0, 2.0])
+    return _differs(f"ratios of 2 and 0.5: {there:.4g} one way, and the other", back, 1 / there)
+
+
+def _alike(fn):
+    """Three times as fast at one length: the answer must rise by the same factor, whichever length it is."""
+    theirs, ours = _times(4), _times(5)[:4]
+    before, rises = fn(list(theirs), list(ours)), []
+    for i in range(4):
+        rises.append(fn(list(theirs), ours[:i] + [ours[i] / 3] + ours[i + 1:]) / before)
+    return next(filter(None, (_differs(f"3 times as fast at length {i} of 4: the answer grows by", rise, 3**0.25)
+                              for i, rise in enumerate(rises, 1))), "")
+
+
+AVERAGE_SPEEDUP = [("the same ratio everywhere is the average", _one_ratio),
+                   ("turned around, it is one over it", _turned_around),
+                   ("every length counts alike", _alike)]
+
+
+def average_speedup(fn):
+    """fn(theirs, ours), times in ms at the same lengths, returns how many times as fast ours is on average."""
+    properties("average_speedup", AVERAGE_SPEEDUP, fn)

@@ -1,0 +1,89 @@
+"""Right and wrong versions for the checks of claims."""
+import math
+import statistics
+
+from helpers import check
+
+
+def crossover(lengths, ours, theirs, faster=lambda a, b: a < b):
+    found = None
+    for N, a, b in reversed(list(zip(lengths, ours, theirs))):
+        if not faster(a, b):
+            break
+        found = N
+    return found
+
+
+def after_the_last_slower(lengths, ours, theirs):
+    slower = [N for N, a, b in zip(lengths, ours, theirs) if a >= b]
+    return next((N for N in lengths if N > max(slower, default=0)), None)
+
+
+def first_faster(lengths, ours, theirs):
+    return next((N for N, a, b in zip(lengths, ours, theirs) if a < b), None)
+
+
+def last_slower(lengths, ours, theirs):
+    return max((N for N, a, b in zip(lengths, ours, theirs) if a >= b), default=lengths[0])
+
+
+def twice_the_last_slower(lengths, ours, theirs):
+    return 2 * max((N for N, a, b in zip(lengths, ours, theirs) if a >= b), default=lengths[0] // 2)
+
+
+def never_from_the_beginning(lengths, ours, theirs):
+    found = crossover(lengths, ours, theirs)
+    return None if found == lengths[0] else found
+
+
+def only_the_last(lengths, ours, theirs):
+    return lengths[-1] if ours[-1] < theirs[-1] else None
+
+
+def without_the_infinite(lengths, ours, theirs):
+    return crossover(lengths, ours, theirs, lambda a, b: a < b < math.inf)
+
+
+def geometric(theirs, ours):
+    return math.prod(a / b for a, b in zip(theirs, ours)) ** (1 / len(ours))
+
+
+def by_logarithms(theirs, ours):
+    return math.exp(statistics.fmean(math.log(a) - math.log(b) for a, b in zip(theirs, ours)))
+
+
+def arithmetic(theirs, ours):
+    return statistics.fmean(a / b for a, b in zip(theirs, ours))
+
+
+def harmonic(theirs, ours):
+    return statistics.harmonic_mean([a / b for a, b in zip(theirs, ours)])
+
+
+def of_sums(theirs, ours):
+    return sum(theirs) / sum(ours)
+
+
+def middle(theirs, ours):
+    return statistics.median(a / b for a, b in zip(theirs, ours))
+
+
+def product(theirs, ours):
+    return geometric(theirs, ours) ** len(ours)
+
+
+CASES = {
+    check.crossover: dict(
+        right=[crossover, after_the_last_slower],
+        wrong={"slower at first, then faster for good": [last_slower, only_the_last],
+               "faster from the beginning": [never_from_the_beginning, only_the_last],
+               "a lucky length in between does not count": first_faster,
+               "as fast is not faster": lambda *lists: crossover(*lists, faster=lambda a, b: a <= b),
+               "slower again at the end": [first_faster, twice_the_last_slower],
+               "never faster": [last_slower, twice_the_last_slower],
+               "a rival without memory is slower": without_the_infinite}),
+    check.average_speedup: dict(
+        right=[geometric, by_logarithms],
+        wrong={"the same ratio everywhere is the average": [product, lambda theirs, ours: 1 / geometric(theirs, ours)],
+               "turned around, it is one over it": [arithmetic, harmonic, lambda theirs, ours: max(1.0, arithmetic(theirs, ours))],
+               "every length counts alike": [of_sums, middle, arithmetic, harmonic]})}

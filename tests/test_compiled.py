@@ -1,0 +1,230 @@
+"""What the lessons' kernels compile to, without a GPU: no spills, memory that fits, the instructions that matter."""
+import inspect
+import re
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from helpers import compiled, lessons
+from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton,
+                             prefetch, warp_specialization)
+
+TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+SMALL, LARGE = 99 * 1024, 227 * 1024                     # bytes of shared memory a program gets: sm_86; sm_90, sm_100
+MATRIX = {90: ("HGMMA", "QGMMA"), 100: ("UTCHMMA", "UTCQMMA")}         # for 16 bits and for 8; on others HMMA
+
+
+@dataclass
+class Case:
+    """A kernel with what a launch would pass: the parameters that `arguments` leaves out get a usual value."""
+    lesson: str
+    kernel: str
+    capability: int
+    dtype: str
+    D: int
+    arguments: dict = field(default_factory=dict)        # num_warps and num_stages among them
+    uses: tuple = ()                                     # instructions, besides those that multiply matrices
+    products: bool = True
+    stack: int = 0                                       # bytes of spilled registers that are known and borne
+    shared: int = LARGE
+
+    @property
+    def id(self):
+        changed = [f"{name}={value}" for name, value in self.arguments.items()
+                   if name in ("BLOCK", "BLOCK_M", "BLOCK_N", "IS_CAUSAL", "DROPOUT", "EVEN", "group", "FP8")]
+        return "-".join([self.kernel, f"sm_{self.capability}", self.dtype, f"D={self.D}", *changed])
+
+    @property
+    def request(self):
+        fn = getattr(getattr(lessons, self.lesson), self.kernel)
+        given = {name: self.usual(name) for name in inspect.signature(fn.fn).parameters} | self.arguments
+        launch = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
+        return dict(lesson=self.lesson, kernel=self.kernel, arguments=given, capability=self.capability, **launch)
+
+    def usual(self, name):
+        N = self.arguments.get("N_q", 4096)
+        if name.endswith("_ptr"):
+            return "*fp32" if name in ("lse_ptr", "delta_ptr", "dlse_ptr") else f"*{self.dtype}"
+        if name.endswith("_strides"):
+            return [16 * N * self.D, N * self.D, self.D, 1]
+        if name.startswith("stride_"):
+            return self.D if name[-1] in "nr" else 1
+        return dict(heads=16, group=1, N=N, N_q=N, N_k=N, M=N, K=N, scale=0.1, dropout=[0.0, 16], D=self.D,
+                    DOT=self.dtype, IS_CAUSAL=True, DROPOUT=False, EVEN=False, FP8=False).get(name)
+
+
+# ---------------------------------------------------------------- the cases, by lesson
+
+# read from the source, because the interpreter is offered one of them only
+MATMUL_CHOICES = [tuple(map(int, choice)) for choice in
+                  re.findall(r"tile\((\d+), (\d+), (\d+), (\d), (\d)\)", lessons.source("matmul_triton"))]
+
+
+def softmax_and_matmul():
+    for kernel, N, BLOCK, capability in (
+            ("softmax_kernel", 16384, 16384, 80), ("softmax_kernel", 16384, 16384, 90),
+            ("softmax_kernel", 4096, 4096, 90), ("long_softmax_kernel", 65536, 16384, 90)):
+        yield Case("softmax_triton", kernel, capability, "fp32", N,
+                   dict(N=N, BLOCK=BLOCK, num_warps=min(BLOCK // 512, 16)), products=False)
+    usual, strides = MATMUL_CHOICES[0], dict(stride_am=4096, stride_bk=4096, stride_cm=4096, stride_bn=1, stride_cn=1)
+    for dtype, capability, choice in [("fp16", 80, usual), ("fp16", 100, usual), ("bf16", 90, usual),
+                                      *(("fp16", 90, choice) for choice in MATMUL_CHOICES)]:
+        names = ("BLOCK_M", "BLOCK_N", "BLOCK_K", "num_warps", "num_stages")
+        sizes = strides | dict(zip(names, choice), GROUP=8)
+        yield Case("matmul_triton", "matmul_kernel", capability, dtype, 4096, sizes, uses=("LDGSTS",),
+                   shared=SMALL if choice == usual else LARGE)
+    for capability in (80, 90):
+        yield Case("matmul_triton", "matmul_kernel", capability, "fp32", 4096, strides | matmul_triton.FLOAT32_TILES)
+
+
+def one_head():
+    for capability, dtype, D in ((80, "fp16", 64), (80, "fp16", 256), (80, "fp32", 256), (90, "fp16", 64),
+                                 (90, "fp16", 128), (90, "fp16", 256), (90, "bf16", 64), (90, "fp32", 64),
+                                 (100, "fp16", 128)):
+        sizes = flash_attention_triton.tile_sizes(D, TYPES[dtype]) | dict(num_warps=4, num_stages=2)
+        yield Case("flash_attention_triton", "flash_attention_v1_kernel", capability, dtype, D, sizes, shared=SMALL,
+                   stack=32 if capability == 100 else 0)
+
+
+def many_heads():
+    for capability, dtype, D, group in (
+            (80, "fp16", 64, 1), (80, "fp16", 128, 1), (80, "fp16", 256, 1), (80, "fp32", 64, 1), (80, "fp32", 256, 1),
+            (86, "fp16", 64, 1), (89, "fp16", 128, 1), (90, "fp16", 64, 1), (90, "fp16", 128, 4), (90, "fp16", 256, 1),
+            (90, "bf16", 80, 1), (90, "fp32", 64, 1), (90, "fp32", 256, 1), (100, "fp16", 64, 1), (100, "fp16", 128, 4),
+            (120, "fp16", 128, 1)):
+        sizes = causal_and_multihead.tile_sizes(D, TYPES[dtype]) | dict(group=group)
+        yield Case("causal_and_multihead", "flash_attention_v2_kernel", capability, dtype, D, sizes, shared=SMALL)
+
+
+def backward():
+    for capability, dtype, D, changes in (
+            (80, "fp16", 64, {}), (80, "fp16", 128, {}), (80, "fp16", 256, {}), (80, "fp32", 64, {}),
+            (80, "fp32", 256, {}), (90, "fp16", 64, {}), (90, "fp16", 64, dict(DROPOUT=True)), (90, "fp16", 128, {}),
+            (90, "fp16", 128, dict(group=4)), (90, "fp16", 256, {}), (90, "bf16", 80, {}), (90, "fp32", 64, {}),
+            (90, "fp32", 256, {}), (100, "fp16", 64, {}), (100, "fp16", 128, dict(group=4)), (100, "fp32", 256, {})):
+        for name, tiles in zip(("dkdv", "dq"), backward_triton.backward_tiles(D, TYPES[dtype], capability)):
+            yield Case("backward_triton", f"flash_attention_{name}_kernel", capability, dtype, D, tiles | changes,
+                       stack=16 if "DROPOUT" in changes else 0,          # the random numbers cost registers
+                       shared=SMALL if capability == 80 else LARGE)
+    tiles, _ = backward_triton.backward_tiles(64, torch.float16, 90)
+    apart = {f"{name}_strides": [16 * 4096 * 64, 4096 * 64, 1, 4096] for name in ("q", "k", "v", "do")}
+    yield Case("backward_triton", "flash_attention_dkdv_kernel", 90, "fp16", 64, tiles | apart)
+    for name, arguments in (("flash_attention_delta_kernel", dict(BLOCK_M=32, BLOCK_D=256)),
+                            ("dropout_mask_kernel", dict(BLOCK=64, keep_ptr="*i1"))):
+        yield Case("backward_triton", name, 90, "fp16", 256, arguments, products=False)
+
+
+def descriptors(element, rows, BLOCK_N, BLOCK_D, turned=False):
+    shapes = dict(q=(rows, BLOCK_D), k=(BLOCK_N, BLOCK_D), v=(BLOCK_D, BLOCK_N) if turned else (BLOCK_N, BLOCK_D))
+    return {f"{x}_desc": f"tensordesc<{element}{[1, 1, *shape]}>" for x, shape in shapes.items()}
+
+
+def by_descriptors():
+    for capability, dtype, D, group, N, is_causal in (   # every row of the table of tiles, with and without masks
+            (90, "fp16", 64, 1, 4096, True), (90, "fp16", 64, 1, 4096, False), (90, "fp16", 64, 1, 4000, False),
+            (90, "fp16", 128, 1, 4096, True), (90, "fp16", 128, 1, 16384, True), (90, "fp16", 128, 1, 4096, False),
+            (90, "fp16", 128, 1, 4000, False), (90, "fp16", 128, 1, 10_000, False), (90, "fp16", 256, 1, 4096, True),
+            (90, "fp16", 256, 1, 4096, False), (90, "bf16", 128, 1, 16384, True), (90, "fp16", 128, 4, 16384, True),
+            (100, "fp16", 64, 1, 4096, True), (100, "fp16", 128, 1, 16384, True), (100, "fp16", 256, 1, 4096, True)):
+        sizes, BLOCK_D = prefetch.tiles_v3(D, N, is_causal), prefetch.width(D)
+        made = descriptors(dtype, sizes["BLOCK_M"], sizes["BLOCK_N"], BLOCK_D) | sizes
+        made |= dict(BLOCK_D=BLOCK_D, N_q=N, IS_CAUSAL=is_causal, EVEN=not is_causal and N % 128 == 0, group=group)
+        yield Case("prefetch", "flash_attention_v3_kernel", capability, dtype, D, made, ("UTMALDG",))
+    sizes = dict(BLOCK_M=64, BLOCK_N=64, BLOCK_D=64, num_warps=4, num_stages=2)
+    yield Case("prefetch", "flash_attention_v3_kernel", 80, "fp16", 64, descriptors("fp16", 64, 64, 64) | sizes,
+               shared=163 * 1024)
+
+
+SCALES = {f"{x}_scales": "*fp32" for x in "qkv"}
+
+
+def eight_bits():
+    for capability, D, is_causal, group in ((90, 64, True, 1), (90, 64, False, 1), (90, 128, True, 1),
+                                            (90, 128, False, 1), (90, 128, True, 4), (90, 256, True, 1),
+                                            (100, 64, True, 1), (100, 128, True, 1), (100, 256, True, 1)):
+        sizes, BLOCK_D = fp8.tiles_fp8(D, capability), prefetch.width(D, 32)
+        made = descriptors("fp8e4nv", sizes["BLOCK_M"], sizes["BLOCK_N"], BLOCK_D, turned=True) | SCALES | sizes
+        made |= dict(o_ptr="*fp16", BLOCK_D=BLOCK_D, IS_CAUSAL=is_causal, EVEN=not is_causal, group=group)
+        yield Case("fp8", "flash_attention_fp8_kernel", capability, "fp8", D, made, ("UTMALDG",))
+    pointers = dict(y_ptr="*fp8e4nv", scales_ptr="*fp32", largest_ptr="*fp32", BLOCK=64, BLOCK_D=128)
+    for kernel in ("quantize_rows_kernel", "largest_features_kernel", "quantize_features_kernel"):
+        yield Case("fp8", kernel, 90, "fp16", 128, pointers, products=False)
+
+
+def specialized():
+    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 64, False, 1), ("fp16", 128, True, 1),
+                                       ("fp16", 128, False, 1), ("fp16", 128, True, 4), ("fp16", 256, True, 1),
+                                       ("fp16", 256, False, 1), ("bf16", 128, True, 1), ("fp8", 128, True, 1),
+                                       ("fp8", 128, False, 1)):
+        eight, sizes = dtype == "fp8", warp_specialization.tiles_ws(D, 16384, 16384, is_causal, dtype == "fp8")
+        made = descriptors("fp8e4nv" if eight else dtype, 64, sizes.pop("BLOCK_N"), D, turned=eight)
+        made |= SCALES | dict(o_ptr="*fp16") if eight else dict.fromkeys(SCALES)
+        made |= sizes | dict(N_q=16384, counter="*i32", items=2048, IS_CAUSAL=is_causal, FP8=eight, group=group)
+        yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, ("UTMALDG", "USETMAXREG"))
+
+
+GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
+          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
+
+
+# ---------------------------------------------------------------- the tests
+
+@pytest.fixture(scope="session")
+def made():
+    """made(group, case): what its kernel compiled to. One process compiles a group when its first is asked for."""
+    known = {}
+
+    def compiled_in_its_group(group, case):
+        if group not in known:
+            known[group] = compiled.compile_kernels([each.request for each in GROUPS[group]])
+        return known[group][GROUPS[group].index(case)]
+    return compiled_in_its_group
+
+
+def first(group, **facts):
+    """The first case of a group with these facts."""
+    return next(case for case in GROUPS[group] if facts.items() <= (vars(case) | case.arguments).items())
+
+
+# tests/conftest.py gives the cases of one group to one process
+@pytest.mark.parametrize("group,case", [pytest.param(group, case, id=f"{group}-{case.id}")
+                                        for group, cases in GROUPS.items() for case in cases])
+def test_compiles_without_spills(made, group, case):
+    found = made(group, case)
+    assert found["stack"] <= case.stack and found["shared"] <= case.shared
+    matrix = MATRIX.get(case.capability, ("HMMA", "QMMA"))[case.dtype == "fp8"]
+    used = set(re.findall(r"\b[A-Z][A-Z0-9]+\b", found["sass"]))
+    assert set(case.uses) <= used
+    # float32 products are of full precision, without the unit for matrices
+    assert any(re.fullmatch(r"(H|Q|HG|QG|UTCH|UTCQ)MMA", name) for name in used) == (matrix in used)
+    assert (matrix in used) == (case.products and case.dtype != "fp32")
+
+
+@pytest.mark.parametrize("group", ["forward"])
+def test_softmax_compiles_to_one_reading_of_its_row(made, group):
+    ptx = made(group, first(group, kernel="softmax_kernel", BLOCK=4096))["ptx"]
+    assert ptx.count("ld.global") == ptx.count("ld.global.v4") == 4096 // (4 * 8 * 32)
+
+
+@pytest.mark.parametrize("group", ["descriptors"])
+def test_a_descriptor_compiles_to_a_parameter_of_128_bytes(made, group):
+    ptx = made(group, first(group, kernel="flash_attention_ws_kernel"))["ptx"]         # with None for the scales
+    assert ptx[ptx.index(".entry"):].split(")")[0].count(".align 64 .b8") == 3
+
+
+def test_tuning_has_choices():
+    assert len(MATMUL_CHOICES) == len(set(MATMUL_CHOICES)) == 5
+
+
+def test_a_kernel_that_does_not_compile_says_so():
+    wrong = Case("vector_add_triton", "add_kernel", 80, "fp32", 1, dict(n=5, BLOCK=1000)).request
+    with pytest.raises(RuntimeError, match="add_kernel did not compile for sm_80"):
+        compiled.compile_kernel(**wrong)
+
+
+def test_none_where_a_pointer_is_needed_is_refused():
+    request = first("descriptors", kernel="flash_attention_v3_kernel").request
+    request["arguments"] |= dict(o_ptr=None)
+    with pytest.raises(RuntimeError, match="flash_attention_v3_kernel did not compile for sm_90"):
+        compiled.compile_kernels([request])

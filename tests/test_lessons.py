@@ -1,0 +1,154 @@
+"""Lessons are modules: real ones, in this process and in others."""
+import importlib
+import inspect
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import traceback
+import types
+
+import pytest
+import torch
+
+from helpers import ROOT, device, lessons
+from helpers.lessons import vector_add_triton
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """write(cell, ...): a lesson of the topic `x` with these code cells, in a folder of its own."""
+    monkeypatch.setattr(lessons, "NOTEBOOKS", tmp_path)
+
+    def written(*cells):
+        cells = [{"cell_type": "code", "source": cell.splitlines(keepends=True)} for cell in cells]
+        (tmp_path / "50_x.ipynb").write_text(json.dumps({"cells": cells}))
+    yield written
+    sys.modules.pop("helpers.lessons.x", None)
+    vars(lessons).pop("x", None)
+
+
+def in_another_process(code, *arguments):
+    """What a Python that knows nothing of this one prints."""
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# ---------------------------------------------------------------- in this process
+
+def test_is_a_real_module():
+    module = sys.modules["helpers.lessons.vector_add_triton"]
+    assert isinstance(module, types.ModuleType)
+    assert module is vector_add_triton is lessons.vector_add_triton is importlib.import_module(module.__name__)
+    assert module.add.__module__ == module.__name__ == module.__spec__.name
+    assert inspect.getmodule(module.add) is module and "vector_add_triton.ipynb" in repr(module)
+
+
+def test_holds_exported_cells_only():
+    assert callable(vector_add_triton.add)
+    assert not hasattr(vector_add_triton, "plotting") and not hasattr(vector_add_triton, "scale_add")
+
+
+def test_runs_once(write):
+    write("print('not exported')", "#| export\nruns = []", "#| export\nruns.append(1)")
+    for _ in range(2):
+        from helpers.lessons import x
+        assert x.runs == lessons.x.runs == [1]
+
+
+def test_a_saved_edit_is_seen_after_reload(write):
+    write("#| export\nimport functools\n\ndef answer():\n    return 1")
+    from helpers.lessons import x
+    write("#| export\n\ndef answer():\n    return 2", "#| export\nmore = 3")
+    assert x.answer() == 1 and not hasattr(x, "more")
+    assert importlib.reload(x) is x and x.answer() == 2 and x.more == 3
+    assert inspect.getsource(x.answer) == "def answer():\n    return 2\n"
+
+
+def test_source_of_functions_classes_and_kernels():
+    model = lessons.attention_in_a_model
+    assert inspect.getsource(vector_add_triton.add).startswith("def add(x: torch.Tensor")
+    assert inspect.getsource(model.Attention).startswith("class Attention(nn.Module):")
+    assert inspect.getsource(model.Attention.merge).lstrip().startswith("def merge(self, o):")
+    assert "def add_kernel(" in inspect.getsource(vector_add_triton.add_kernel.fn)
+    assert inspect.getsource(lessons.causal_and_multihead.Stream).startswith("class Stream(NamedTuple):")
+    source, first = inspect.getsourcelines(vector_add_triton.add)
+    assert lessons.source("vector_add_triton").splitlines(keepends=True)[first - 1:][:len(source)] == source
+
+
+def test_a_traceback_shows_the_line_and_its_notebook():
+    with pytest.raises(TypeError) as caught:
+        vector_add_triton.add(None, None)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "z = torch.empty_like(x)" in shown and "vector_add_triton.ipynb" in shown
+
+
+def test_a_kernel_runs():
+    x = torch.arange(5, device=device.DEVICE)
+    assert vector_add_triton.add(x, x).tolist() == [0, 2, 4, 6, 8]
+
+
+def from_import(topic):
+    exec(f"from helpers.lessons import {topic}")
+
+
+def import_by_name(topic):
+    return importlib.import_module(f"helpers.lessons.{topic}")
+
+
+@pytest.mark.parametrize("call", [from_import, import_by_name, lessons.source, lessons.notebook])
+def test_an_unknown_topic_is_an_import_error(call):
+    with pytest.raises(ImportError, match="no lesson 'nothing'; the lessons are start_here, vector_add_cuda, "):
+        call("nothing")
+
+
+@pytest.mark.parametrize("call", [from_import, import_by_name, lessons.source])
+def test_a_lesson_without_exports_is_an_import_error(call):
+    with pytest.raises(ImportError, match=r"'start_here' exports nothing: none of its code cells begins with `#\|"):
+        call("start_here")
+
+
+def test_what_is_no_lesson_is_no_attribute():
+    with pytest.raises(AttributeError, match="there is no lesson 'nothing'"):
+        _ = lessons.nothing
+    assert not hasattr(lessons, "start_here") and not hasattr(lessons, "__nothing__")
+
+
+def test_a_lesson_that_fails_says_where_and_is_not_kept(write):
+    write("#| export\nright = 1", "#| export\nwrong = right / 0")
+    with pytest.raises(ZeroDivisionError) as caught:
+        from_import("x")
+    assert "wrong = right / 0" in "".join(traceback.format_exception(caught.value))
+    assert "helpers.lessons.x" not in sys.modules
+    write("#| export\nimport nothing_like_it")
+    with pytest.raises(ImportError, match="No module named 'nothing_like_it'"):
+        _ = lessons.x
+
+
+# ---------------------------------------------------------------- in others
+
+def test_pickle_and_torch_save(tmp_path):
+    model = lessons.attention_in_a_model
+    torch.manual_seed(0)
+    layer = model.TritonFlashAttention(16, 2, causal=True).to(device.DEVICE)
+    x = torch.randn(1, 5, 16, device=device.DEVICE)
+    stream = lessons.causal_and_multihead.Stream(1, 2, 3)
+    (tmp_path / "pickled").write_bytes(pickle.dumps((vector_add_triton.add, model.Attention, stream)))
+    torch.save((layer, x, layer(x)), tmp_path / "saved")
+    printed = in_another_process("""
+import pickle, sys, torch
+add, Attention, stream = pickle.load(open(sys.argv[1], "rb"))
+print(add.__module__, Attention.__name__, stream.step)
+layer, x, y = torch.load(sys.argv[2], weights_only=False)
+print(type(layer).__module__, isinstance(layer, Attention), torch.equal(layer(x), y), add(x, x).equal(2 * x))
+""", tmp_path / "pickled", tmp_path / "saved")
+    assert printed.splitlines() == ["helpers.lessons.vector_add_triton Attention 3",
+                                    "helpers.lessons.attention_in_a_model True True True"]
+
+
+def test_spawn():
+    """A new process gets a lesson's function by its name, and imports the lesson for it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(lessons.attention_in_a_model.encode, ("hello",))[1] == "ehlo"

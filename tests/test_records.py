@@ -1,0 +1,161 @@
+"""What was measured: records are whole, the README says what they say, the aims are met, the lessons' tools work."""
+import contextlib
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from helpers import ROOT, device, lessons, records
+from helpers.bench import SUITES, clock, kernels
+
+sys.path.insert(0, str(ROOT / "figures"))
+import readme
+
+README = (ROOT / "README.md").read_text()
+OTHERS = {"traffic", "cuda_profile"}                     # by Nsight Compute
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "figures" / "h200").glob("*.json")), ids=lambda path: path.stem)
+def test_a_record_is_whole(path):
+    record = json.loads(path.read_text())
+    for key in ("device", "driver", "torch", "triton", "cuda", "cudnn", "nvcc", "date", "commit", "command"):
+        assert record[key], key
+    if path.stem not in OTHERS:
+        assert record["ceilings"]["copy_gb_per_s"] > 1000 and record["ceilings"]["matmul_tflops"] > 100
+    assert not record["commit"].endswith("-dirty") and record["rows"]
+    for row in record["rows"]:
+        assert path.stem in OTHERS or "error" in row or row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+
+
+def test_every_suite_has_a_record_and_every_record_a_suite():
+    found = {path.stem for path in (ROOT / "figures" / "h200").glob("*.json")}
+    assert found == set(SUITES) | OTHERS
+
+
+# the README
+
+def test_the_readme_is_up_to_date():
+    assert readme.readme(README) == README
+
+
+def test_the_table_by_another_way():
+    """Every number of the table, looked up row by row in the records."""
+    lines = re.findall(r"^\| ((?:forward|backward), D.*) \|$", README, re.MULTILINE)
+    rows = [re.split(r"\s*\|\s*", line) for line in lines]
+    assert len(rows) == 8
+    for label, *cells in rows:
+        way, D, is_causal = label.split(",")[0], int(re.search(r"D = (\d+)", label)[1]), "causal" in label
+        name, ours = readme.PASSES[way]
+        found = {r["name"]: r.get("tflops") for r in records.load(name)["rows"]
+                 if (r["N"], r["D"], r["is_causal"]) == (16384, D, is_causal)}
+        expected = [found["standard"], found["SDPA efficient"], found["SDPA flash"], found["SDPA cudnn"], found[ours]]
+        told = ["out of memory" if x is None else f"{x:.0f}" for x in expected]
+        assert [cell.strip("*") for cell in cells[:5]] == told
+        assert cells[5:7] == [f"{expected[4] / expected[2]:.2f}", f"{expected[4] / expected[3]:.2f}"]
+
+
+# the aims
+
+FORWARD, OURS = readme.PASSES["forward"]
+LONG = (4096, 8192, 16384)
+
+
+def ratios(record, ours, peer, lengths, Ds=(64, 128)):
+    """Our speed over a peer's, without and with a causal mask."""
+    rows = [r for r in records.load(record)["rows"] if "tflops" in r]
+    speed = {(r["name"], r["N"], r["D"], r["is_causal"]): r["tflops"] for r in rows}
+    return [speed[ours, N, D, is_causal] / speed[peer, N, D, is_causal]
+            for N in lengths for D in Ds for is_causal in (False, True)]
+
+
+@pytest.mark.parametrize("record,ours,peer,lengths,Ds,least", [
+    (FORWARD, OURS, "SDPA flash", LONG, (64, 128), 1.4),
+    (FORWARD, OURS, "SDPA cudnn", LONG, (64, 128), 0.95),
+    (FORWARD, OURS, "SDPA flash", (512, 1024, 2048), (64, 128), 1),
+    (FORWARD, f"{OURS} fp8", OURS, (8192, 16384), (128,), 1.2),
+    ("backward", "ours", "SDPA flash", (512, 2048, *LONG), (64, 128), 1.1)])
+def test_an_aim_is_met(record, ours, peer, lengths, Ds, least):
+    assert min(ratios(record, ours, peer, lengths, Ds)) >= least
+
+
+# the lessons that measure and compare
+
+CONFIG = dict(seq_len=160, d_model=128, num_heads=2, head_dim=64)
+interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the notebook runs it for real")
+
+
+def test_a_table_and_where_it_comes_from(capsys):
+    lesson = lessons.measuring
+    lesson.table([("kernel", "ms"), ("v2", 1.25), ("standard", 10)], mark="[gpu] ")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[gpu] kernel       ms", "[gpu] v2         1.25", "[gpu] standard     10"]
+    assert lesson.where(records.load("backward")).startswith("NVIDIA H200, torch 2.")
+
+
+def printed(capsys, **change):
+    """What benchmark_attention prints: the facts, and the lines of times."""
+    lessons.claims.benchmark_attention(CONFIG | change)
+    out = capsys.readouterr().out.splitlines()
+    return [line for line in out if not line.startswith("[gpu]")], [line for line in out if line.startswith("[gpu]")]
+
+
+@interpreted
+def test_sizes_and_checks(capsys):
+    facts, times = printed(capsys)
+    assert facts[0] == f"q, k, v and o: 2 x 160 x 64 each, {4 * 2 * 160 * 64 * 2 / 1e6:.1f} MB together in float16"
+    assert facts[1] == f"scores: 2 x 160 x 160, {2 * 160 * 160 * 2 / 1e6:.1f} MB"
+    assert facts[2] == f"operations: {4 * 2 * 160 * 160 * 64 / 1e9:.1f} GFLOP"
+    assert len(facts) > 6 and all(line.endswith("on 128 tokens: True") for line in facts[3:])
+    assert times == [f"[gpu] {name:14} no GPU here, and so no time" for name in lessons.claims.versions(64)]
+
+
+@interpreted
+def test_a_wrong_kernel_is_not_called_right(capsys, monkeypatch):
+    monkeypatch.setattr(lessons.claims, "v2", lambda: lambda q, k, v: 1.01 * kernels.reference.torch_attention(q, k, v))
+    facts, _ = printed(capsys)
+    assert [line.split()[0] for line in facts[3:] if not line.endswith("True")] == ["v2"]
+
+
+@pytest.mark.parametrize("change,problem", [
+    (dict(num_heads=4, d_model=512), "d_model is 512, but num_heads is 4 and head_dim is 64"),
+    (dict(head_dim=512, d_model=1024), "at most 256"), (dict(seq_len=0), "seq_len is 0")])
+def test_numbers_that_do_not_fit(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        lessons.claims.benchmark_attention(CONFIG | change)
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """As on a GPU, on which a call of any kernel takes 2 ms; PyTorch's backends are PyTorch's own choice."""
+    monkeypatch.setattr(device, "INTERPRETED", False)
+    monkeypatch.setattr(kernels, "sdpa_kernel", lambda backend: contextlib.nullcontext())
+    def timing(fn):
+        fn()
+        return dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, peak_bytes=10**6)
+    monkeypatch.setattr(clock, "timing", timing)
+
+
+@interpreted
+def test_times_on_a_gpu(capsys, gpu):
+    facts, times = printed(capsys, seq_len=256)
+    rate = 4 * 2 * 256**2 * 64 / 2 / 1e9
+    assert [line.split("  ")[0] for line in times] == [f"[gpu] {name}" for name in lessons.claims.versions(64)]
+    assert all(re.search(rf" 2\.000 ms \(1\.500 to 2\.500\) +{rate:.0f} TFLOP/s +1\.0 MB$", line) for line in times)
+    assert all(line.endswith("True") for line in facts[3:])
+
+
+@interpreted
+def test_memory_that_runs_out_and_wrong_results_on_a_gpu(capsys, gpu, monkeypatch):
+    def no_memory(q, k, v, **options):
+        if q.shape[2] > 128:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return kernels.reference.torch_attention(q, k, v)
+    monkeypatch.setattr(lessons.claims, "v1", lambda: no_memory)
+    _, times = printed(capsys)
+    lines = {line.split()[1]: line for line in times}
+    assert re.fullmatch(r"\[gpu\] v1 +out of memory", lines["v1"]) and "2.000 ms" in lines["v2"]
+    monkeypatch.setattr(lessons.claims, "v1", lambda: lambda q, k, v: torch.zeros_like(q))
+    with pytest.raises(AssertionError, match="v1 is off by 1.0e\\+00: not timed"):
+        printed(capsys)
