@@ -40,7 +40,8 @@ def pipeline():
             box(ax, copy, lane, COPY, 0.42, KEY, f"copy {tile}")
             box(ax, work, 0.2, WORK, 0.62, VALUE, f"tile\n{tile}")
         finish(ax, f"num_stages = {stages}", works[-1] + WORK, (0, 2.5))
-        ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), yticks=[0.51, 1.5], yticklabels=["compute", "copy"], xticks=[])
+        ax.set(ylim=(0, 2.6), xlim=(0, TILES * (COPY + WORK) + 0.1), xticks=[])
+        ax.set_yticks([0.51, 1.5], ["compute", "copy"])
     axes[-1].set_xlabel("time")
     return fig
 

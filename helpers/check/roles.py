@@ -85,8 +85,8 @@ def _run(tasks, choose):
             return ""
         free = [name for name, (barrier, parity) in waits.items() if barrier.phase % 2 != parity % 2]
         if not free:
-            return "all stand still, " + ", ".join(f"{name} before phase {barrier.phase} of {barrier.name} ends"
-                                                   for name, (barrier, parity) in list(waits.items())[-2:])
+            return "all wait, " + ", ".join(f"{name} for phase {barrier.phase} of {barrier.name}"
+                                            for name, (barrier, parity) in list(waits.items())[-2:])
         advance(choose(free))
     return "after 1000 turns it is not over"
 
@@ -116,8 +116,8 @@ def _relay(STAGES, *begins, numbers=(7, 3, 8, 1, 9, 4, 6)):
 READER = [("one reader, two places", _relay(2, 0)),
           ("two readers", _relay(2, 0, 0)),
           ("any number of places", lambda fn: _first(_relay(S, 0)(fn) for S in (1, 3, 9))),
-          ("a reader who skips some", lambda fn: _first(_relay(2, 0, b)(fn) for b in (1, 2, 5))),
-          ("a reader who skips all", _relay(2, 0, 7))]
+          ("some are skipped", lambda fn: _first(_relay(2, 0, b)(fn) for b in (1, 2, 5))),
+          ("all are skipped", _relay(2, 0, 7))]
 
 
 def ring_reader(fn):

@@ -89,8 +89,8 @@ CASES = {
                                           reads(parity=lambda i, S: i & 1), reads(parity=lambda i, S: 0)],
                "two readers": [reads(count=2), impatient],
                "any number of places": [reads(STAGES=2), reads(parity=lambda i, S: i // 2 & 1)],
-               "a reader who skips some": [reads(skipping="now"), reads(skipping="silent")],
-               "a reader who skips all": [reads(skipping="now"), reads(skipping="silent")]},
+               "some are skipped": [reads(skipping="now"), reads(skipping="silent")],
+               "all are skipped": [reads(skipping="now"), reads(skipping="silent")]},
         also=[lambda ring, begin, end, got: reader(ring, begin, end, got, first=begin),
               lambda ring, begin, end, got: reader(ring, begin, end - 1, got), reads(count=0)]),
     check.late_values: dict(
