@@ -1,4 +1,5 @@
 """What the checks say: reports, exceptions, stubs; and that what nobody wrote, or somebody wrote outside, is seen."""
+import ast
 import inspect
 import re
 import statistics
@@ -78,6 +79,14 @@ def test_an_exception_in_a_kernel_names_its_line():
     line = inspect.getsourcelines(half.fn)[1] + 2
     assert found.startswith(f"line {line}, in half: `x = tl.load(x_ptr + tl.arange(0, BLOCK), mask=")
     assert "raised ValueError: " in found and "InterpreterError" not in found
+
+
+def test_an_exception_of_the_compiler_names_the_line_of_the_kernel():
+    from triton.compiler.errors import CompilationError
+    source = "def kernel(x_ptr):\n    x = tl.load(x_ptr\n" + " " * 8 + "+ y)\n"
+    error = CompilationError(source, ast.parse("\nx = 1").body[0], "NameError('y is not defined')")
+    assert report.raised(error) == \
+        "line 2, of the kernel: `x = tl.load(x_ptr` raised CompilationError: NameError('y is not defined')"
 
 
 @triton.jit

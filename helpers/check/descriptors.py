@@ -28,26 +28,24 @@ def _describes(*cases):
     return case
 
 
-DESCRIBE = [("a tensor that lies in one piece",
-             _describes((_memory(2, 3, 10, 64), True), (_memory(1, 2, 7, 128), True))),
-            ("features side by side", _describes((_memory(2, 3, 10, 64, steps=(3840, 1280, 128, 2)), False))),
-            ("rows multiples of 16 bytes apart",
-             _describes((_memory(2, 3, 10, 24), True), (_memory(2, 3, 10, 20), False))),
-            ("heads and batches, too", _describes((_memory(2, 3, 10, 64, steps=(2048, 644, 64, 1)), False),
-                                                  (_memory(2, 3, 10, 64, steps=(2004, 640, 64, 1)), False))),
-            ("any layout with such steps", _describes((_memory(2, 3, 10, 64, steps=(1920, 64, 192, 1)), True))),
-            ("the beginning of the tensor", _describes((_memory(2, 3, 10, 64, offset=8), True),
-                                                       (_memory(2, 3, 10, 64, offset=4), False))),
-            ("bytes, not elements", _describes((_memory(2, 3, 10, 20, dtype=torch.float32), True),
-                                               (_memory(2, 3, 10, 24, dtype=torch.uint8), False))),
-            ("a step of 0", _describes((_memory(2, 3, 10, 64, steps=(0, 640, 64, 1)), False),
-                                       (_memory(2, 3, 10, 64, steps=(640, 0, 64, 1)), False))),
-            ("a step that is never taken", _describes((_memory(1, 3, 10, 64, steps=(5, 640, 64, 1)), False)))]
-
-
 def can_describe(fn):
     """fn(x), x [B, heads, N, D], says whether the tensor memory accelerator can fetch tiles of x."""
-    properties("can_describe", DESCRIBE, fn)
+    properties("can_describe", [
+        ("a tensor that lies in one piece",
+         _describes((_memory(2, 3, 10, 64), True), (_memory(1, 2, 7, 128), True))),
+        ("features side by side", _describes((_memory(2, 3, 10, 64, steps=(3840, 1280, 128, 2)), False))),
+        ("rows multiples of 16 bytes apart",
+         _describes((_memory(2, 3, 10, 24), True), (_memory(2, 3, 10, 20), False))),
+        ("heads and batches, too", _describes((_memory(2, 3, 10, 64, steps=(2048, 644, 64, 1)), False),
+                                              (_memory(2, 3, 10, 64, steps=(2004, 640, 64, 1)), False))),
+        ("any layout with such steps", _describes((_memory(2, 3, 10, 64, steps=(1920, 64, 192, 1)), True))),
+        ("the beginning of the tensor", _describes((_memory(2, 3, 10, 64, offset=8), True),
+                                                   (_memory(2, 3, 10, 64, offset=4), False))),
+        ("bytes, not elements", _describes((_memory(2, 3, 10, 20, dtype=torch.float32), True),
+                                           (_memory(2, 3, 10, 24, dtype=torch.uint8), False))),
+        ("a step of 0", _describes((_memory(2, 3, 10, 64, steps=(0, 640, 64, 1)), False),
+                                   (_memory(2, 3, 10, 64, steps=(640, 0, 64, 1)), False))),
+        ("a step that is never taken", _describes((_memory(1, 3, 10, 64, steps=(5, 640, 64, 1)), False)))], fn)
 
 
 def _programs(*cases):

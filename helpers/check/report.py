@@ -35,15 +35,21 @@ def is_stub(error):
 
 def raised(error):
     """A sentence about an exception, with the reader's line that led to it."""
-    chain = _chain(error)
-    told = " ".join(str(chain[-1]).split())[:200]
-    told = f"raised {type(chain[-1]).__name__}" + (f": {told}" if told else "")
-    steps = [step for link in chain for step in _steps(link) if _theirs(step.tb_frame)]
-    if not steps:
-        return f"it {told}"
-    frame, line = steps[-1].tb_frame, steps[-1].tb_lineno
-    text = textwrap.shorten(linecache.getline(frame.f_code.co_filename, line), 80, placeholder=" ...")
-    return f"line {line}, in {frame.f_code.co_name}: `{text}` {told}"
+    cause, place = _chain(error)[-1], "it"
+    message = str(cause)
+    if getattr(cause, "src", None) and hasattr(getattr(cause, "node", None), "lineno"):      # of Triton's compiler
+        place = _line(cause.node.lineno, "of the kernel", cause.src.splitlines()[cause.node.lineno - 1])
+        message = str(cause.error_message or "")
+    else:
+        for step in [step for link in _chain(error) for step in _steps(link) if _theirs(step.tb_frame)][-1:]:
+            code = step.tb_frame.f_code
+            place = _line(step.tb_lineno, f"in {code.co_name}", linecache.getline(code.co_filename, step.tb_lineno))
+    told = " ".join(message.split())[:200]
+    return f"{place} raised {type(cause).__name__}" + (f": {told}" if told else "")
+
+
+def _line(number, where, text):
+    return f"line {number}, {where}: `{textwrap.shorten(text, 80, placeholder=' ...')}`"
 
 
 def _chain(error):

@@ -93,7 +93,7 @@ def product_kernel(a_ptr, b_ptr, bias_ptr, z_ptr, M, N, K, a_row, a_col, b_row, 
     inside = (rows < M) & (columns < N)
     if BIAS == "rounded":
         acc = acc.to(z_ptr.dtype.element_ty).to(tl.float32)
-    if BIAS:
+    if BIAS != "":
         acc += tl.load(bias_ptr + columns, mask=columns < N, other=0.0)
     tl.store(z_ptr + rows * N + columns, acc.to(z_ptr.dtype.element_ty), mask=inside if STORE else columns < N + 1)
 
