@@ -107,7 +107,8 @@ def test_is_of_a_size_to_be_read(name):
     lines = [line for line in prose.split("## References")[0].splitlines() if not line.lstrip().startswith("|")]
     assert len(" ".join(lines).split()) <= 1850
     assert 15 <= len(books.read(name).cells) <= 46
-    assert sum(len(list(filter(str.strip, c.source.splitlines()))) for c in code_cells(name) if exported(c)) <= 250
+    exports = [line for c in code_cells(name) if exported(c) for line in c.source.splitlines() if line.strip()]
+    assert len(exports) <= 370                           # some 250, more where small kernels come before a large one
 
 
 @every_lesson
