@@ -1,6 +1,7 @@
 """What a check prints: a line a property, an exception with the reader's own line, and how many properties hold."""
 import dis
 import linecache
+import os
 import sysconfig
 import textwrap
 
@@ -69,5 +70,5 @@ def _steps(error):
 
 def _theirs(frame):
     """Is this code the reader's: from a cell or a file, but not from the course, from Python or from a package?"""
-    file = frame.f_code.co_filename
+    file = os.path.normpath(frame.f_code.co_filename)    # a notebook finds helpers/ behind a `..`
     return not file.startswith(NOT_THEIRS) and "site-packages" not in file
