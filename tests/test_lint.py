@@ -63,8 +63,7 @@ def test_ruff_on_exported_cells_alone(tmp_path):
     for topic in TOPICS:
         if any(map(exported, code_cells(lessons.notebook(topic).stem))):
             (tmp_path / f"{topic}.py").write_text(lessons.source(topic))
-    late = " E402 "                                      # a cell imports what it is the first to need
-    assert [each for each in complaints(tmp_path) if late not in each] == []
+    assert complaints(tmp_path) == []
 
 
 def test_ruff_sees_what_is_undefined_unused_or_defined_twice(tmp_path):
