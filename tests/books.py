@@ -11,8 +11,7 @@ import nbformat
 
 from helpers.lessons import MARK, NOTEBOOKS
 
-PATHS = sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))
-NAMES = [path.stem for path in PATHS]
+NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
 SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.DOTALL)
 FENCED = re.compile(r"^```[\w+]+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -35,12 +34,6 @@ def read(lesson):
 def prose(lesson):
     """The text of a lesson's markdown cells."""
     return "\n".join(cell.source for cell in read(lesson).cells if cell.cell_type == "markdown")
-
-
-def span(values, digits=1):
-    """The least and the largest of values, as prose says it: "1.2 to 3.4"."""
-    values = list(values)
-    return f"{min(values):.{digits}f} to {max(values):.{digits}f}"
 
 
 def exercises(lesson):

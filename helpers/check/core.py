@@ -127,7 +127,7 @@ def parameters(fn):
 
 
 def _flat(x):
-    return [part for item in x for part in _flat(item)] if isinstance(x, tuple) else [x]
+    return [part for item in x for part in _flat(item)] if isinstance(x, (tuple, list)) else [x]
 
 
 def equal(name, expected, *keys):

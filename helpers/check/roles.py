@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from helpers.check.core import difference, properties
+from helpers import reference
+from helpers.check.core import difference, first, over, properties, untouched
 
 # ---------------------------------------------------------------- whose turn it is
 
@@ -27,8 +28,8 @@ def _turns(name, part, *stages):
 TURNS = [("the places of a ring, one after the other", _turns("the place", 0, 2, 4)),
          ("with which parity readers wait", _turns("the readers' parity", 1, 2, 4)),
          ("with which parity the writer waits", _turns("the writer's parity", 2, 2, 4)),
-         ("a single place", lambda fn: _first(_turns(*part, 1)(fn) for part in PARTS)),
-         ("three places, and five", lambda fn: _first(_turns(*part, 3, 5)(fn) for part in PARTS))]
+         ("a single place", lambda fn: first(_turns(*part, 1)(fn) for part in PARTS)),
+         ("three places, and five", lambda fn: first(_turns(*part, 3, 5)(fn) for part in PARTS))]
 PARTS = ("the place", 0), ("the readers' parity", 1), ("the writer's parity", 2)
 
 
@@ -115,8 +116,8 @@ def _relay(STAGES, *begins, numbers=(7, 3, 8, 1, 9, 4, 6)):
 
 READER = [("one reader, two places", _relay(2, 0)),
           ("two readers", _relay(2, 0, 0)),
-          ("any number of places", lambda fn: _first(_relay(S, 0)(fn) for S in (1, 3, 9))),
-          ("some are skipped", lambda fn: _first(_relay(2, 0, b)(fn) for b in (1, 2, 5))),
+          ("any number of places", lambda fn: first(_relay(S, 0)(fn) for S in (1, 3, 9))),
+          ("some are skipped", lambda fn: first(_relay(2, 0, b)(fn) for b in (1, 2, 5))),
           ("all are skipped", _relay(2, 0, 7))]
 
 
@@ -155,18 +156,12 @@ def _problem(seed, tiles, rise=0.0, size=1.0):
     return size * q, list(k), list(v), 8**-0.5
 
 
-def _exact(q, k, v, scale):
-    s = scale * q @ np.concatenate(k).T
-    p = np.exp(s - s.max(axis=1, keepdims=True))
-    return p / p.sum(axis=1, keepdims=True) @ np.concatenate(v)
-
-
 def _attention(*cases):
     def case(fn):
         for problem in cases:
             q, k, v, scale = problem
             got = fn(q.copy(), [x.copy() for x in k], [x.copy() for x in v], scale)
-            wrong = difference(got, _exact(*problem), tolerance=1e-9)
+            wrong = difference(got, reference.attention(q, np.concatenate(k), np.concatenate(v), scale=scale), 1e-9)
             if wrong:
                 return f"{len(k)} tile{'s' * (len(k) > 1)}: {wrong}"
         return ""
@@ -177,23 +172,15 @@ def _order(fn):
     asked = []
     q, k, v, scale = _problem(4, 5)
     fn(q, _Tiles("k", k, asked), _Tiles("v", v, asked), scale)
-    first = {what: asked.index(what) for what in reversed(asked)}
+    began = {what: asked.index(what) for what in reversed(asked)}
     for j in range(5):
-        if ("k", j) not in first or ("v", j) not in first:
-            return f"{'k' if ('k', j) not in first else 'v'}[{j}] was not used"
-        if j < 4 and first["v", j] < first["k", j + 1]:
+        if ("k", j) not in began or ("v", j) not in began:
+            return f"{'k' if ('k', j) not in began else 'v'}[{j}] was not used"
+        if j < 4 and began["v", j] < began["k", j + 1]:
             return f"v[{j}] was used before k[{j + 1}]"
-        if j < 3 and first["v", j] > first["k", j + 2]:
+        if j < 3 and began["v", j] > began["k", j + 2]:
             return f"v[{j}] was used after k[{j + 2}]: two tiles late"
     return ""
-
-
-def _untouched(fn):
-    q, k, v, scale = _problem(5, 3)
-    given = q.copy(), [x.copy() for x in k], [x.copy() for x in v]
-    fn(*given, scale)
-    return "" if all(np.array_equal(x, y) for x, y in zip((given[0], *given[1], *given[2]), (q, *k, *v))) else \
-        "q, k or v was changed"
 
 
 LATE = [("the result is attention", _attention(_problem(0, 4), _problem(1, 3))),
@@ -202,14 +189,10 @@ LATE = [("the result is attention", _attention(_problem(0, 4), _problem(1, 3))),
         ("a single tile", _attention(_problem(3, 1))),
         ("logits of 1e4", _attention(_problem(3, 4, rise=0.5, size=1e4))),
         ("p @ v comes one tile late", _order),
-        ("the inputs are left as they were", _untouched)]
+        ("the inputs are left as they were", over("", _problem)(untouched, (5, 3)))]
 
 
 def late_values(fn):
     """fn(q, k, v, scale), k and v lists of tiles, returns attention, and uses v[j] between k[j + 1] and k[j + 2]."""
     with np.errstate(all="ignore"):                      # a wrong answer is reported, not warned about
         properties("late_values", LATE, fn)
-
-
-def _first(problems):
-    return next((problem for problem in problems if problem), "")

@@ -2,7 +2,8 @@
 import numpy as np
 import torch
 
-from helpers.check.core import difference, properties
+from helpers import reference
+from helpers.check.core import difference, over, properties, untouched
 
 
 def _bytes(generator, *shape, largest=448):
@@ -32,11 +33,7 @@ def _exact(q8, k8, v8, q_scales, k_scales, v_scales, block, is_causal):
     """Attention of the numbers that the bytes stand for, in float64."""
     q, k = (x.astype(np.float64) * scales.astype(np.float64).repeat(block)[:len(x), None]
             for x, scales in ((q8, q_scales), (k8, k_scales)))
-    s = q @ k.T / q.shape[1]**0.5
-    if is_causal:
-        s[np.triu_indices(len(s), 1)] = -np.inf
-    p = np.exp(s - s.max(axis=1, keepdims=True))
-    return p @ (v8 * v_scales.astype(np.float64)) / p.sum(axis=1, keepdims=True)
+    return reference.attention(q, k, v8 * v_scales.astype(np.float64), is_causal=is_causal)
 
 
 def _agrees(is_causal, *cases):
@@ -48,15 +45,6 @@ def _agrees(is_causal, *cases):
             if problem:
                 return f"N_q = {len(inputs[0])}, N_k = {len(inputs[1])}: {problem}"
         return ""
-    return case
-
-
-def _untouched(*inputs):
-    def case(fn):
-        given = [np.copy(x) for x in inputs[:-1]]
-        fn(*given, inputs[-1])
-        names = ("q8", "k8", "v8", "q_scales", "k_scales", "v_scales")
-        return next((f"{name} was changed" for name, x, was in zip(names, given, inputs) if (x != was).any()), "")
     return case
 
 
@@ -88,7 +76,7 @@ SCALED = [("one scale for all", _agrees(False, _inputs(32, 32, 8, q_scale=0.2, k
            _agrees(False, _inputs(8, 48, 8), _inputs(48, 8, 8), _inputs(20, 45, 16))),
           ("large scores", _agrees(False, _inputs(32, 32, 8, q_scale=30, k_scale=30))),
           ("the scales come after the products", _after(*_inputs(32, 32, 8))),
-          ("the inputs are left as they were", _untouched(*_inputs(32, 32, 8)))]
+          ("the inputs are left as they were", over("", _inputs)(untouched, (32, 32, 8)))]
 
 
 def scaled_attention(fn):
@@ -106,7 +94,7 @@ CAUSAL = [("random numbers", _agrees(True, _inputs(32, 32, 8))),
           ("very low scores", _agrees(True, _inputs(32, 32, 8, largest=448, low=True))),
           ("small queries and small keys", _agrees(True, _inputs(32, 32, 8, q_scale=1e-12, k_scale=1e-12))),
           ("queries and keys near 0", _agrees(True, _inputs(32, 32, 8, q_scale=1e-30, k_scale=1e-30))),
-          ("the inputs are left as they were", _untouched(*_inputs(32, 32, 8)))]
+          ("the inputs are left as they were", over("", _inputs)(untouched, (32, 32, 8)))]
 
 
 def causal_scaled_attention(fn):
