@@ -187,14 +187,23 @@ def first(group, **facts):
     return next(case for case in GROUPS[group] if facts.items() <= (vars(case) | case.arguments).items())
 
 
+def older(case):
+    """Bytes that Triton 3.6 is known to spill where newer ones spill less."""
+    if not triton.__version__.startswith("3.6."):
+        return 0
+    if case.kernel == "flash_attention_dkdv_kernel":
+        return {64: 72, 80: 8}.get(case.D, 0)
+    known = {("flash_attention_ws_kernel", 90, False): 8, ("flash_attention_v3_kernel", 80, True): 656}
+    return known.get((case.kernel, case.capability, case.arguments.get("IS_CAUSAL", True)), 0) if case.D == 64 else 0
+
+
 # tests/conftest.py gives the cases of one group to one process
 @pytest.mark.parametrize("group,case", [pytest.param(group, case, id=f"{group}-{case.id}")
                                         for group, cases in GROUPS.items() for case in cases])
 def test_compiles_without_spills(made, group, case):
     found = made(group, case)
     assert found["shared"] <= case.shared
-    if not triton.__version__.startswith("3.6."):        # which spills up to 72 bytes at D = 64, and more where no lesson goes
-        assert found["stack"] <= case.stack
+    assert found["stack"] <= max(case.stack, older(case))
     used = set(re.findall(r"\b[A-Z][A-Z0-9]+\b", found["sass"]))
     assert set(case.uses) <= used
     matrix = {name for name in used if re.fullmatch(r"(H|Q|HG|QG|UTCH|UTCQ)MMA", name)}
