@@ -51,7 +51,7 @@ class Case:
             return [16 * N * self.D, N * self.D, self.D, 1]
         if name.startswith("stride_"):
             return self.D if name[-1] in "nr" else 1
-        return dict(heads=16, group=1, N=N, N_q=N, N_k=N, M=N, K=N, scale=0.1, dropout=[0.0, 16], D=self.D,
+        return dict(heads=16, group=1, N=N, N_q=N, N_k=N, M=N, K=N, scale=0.1, dropout_p=0.0, seed=16, D=self.D,
                     DOT=self.dtype, IS_CAUSAL=True, DROPOUT=False, EVEN=False, FP8=False).get(name)
 
 
