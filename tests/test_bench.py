@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import bench, device, records
-from helpers.bench import __main__ as command, attention, claims, clock, first_call, kernels, programs, run
+from helpers.bench import __main__ as command, attention, claims, clock, host, kernels, programs, run
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
@@ -139,10 +139,10 @@ def test_a_kernel_after_a_rest_and_under_load(small, monkeypatch):
 def test_the_first_call_is_measured_in_processes_of_their_own(elsewhere, monkeypatch):
     calls = []
     def call(module, function, name, TRITON_CACHE_DIR):
-        first_call.Path(TRITON_CACHE_DIR).mkdir(exist_ok=True)
+        host.Path(TRITON_CACHE_DIR).mkdir(exist_ok=True)
         calls.append(name)
         return dict(first_ms=9.0, second_ms=1.0)
-    monkeypatch.setattr(first_call.process, "call", call)
+    monkeypatch.setattr(host.process, "call", call)
     rows = run.run_suite("first_call", WHERE)
     assert [(r["name"], r["cache"]) for r in rows] == [("standard", "none"), *(
         (name, cache) for name in VERSIONS for cache in ("empty", "filled"))]
@@ -155,9 +155,18 @@ def test_the_first_call_is_measured_in_processes_of_their_own(elsewhere, monkeyp
 
 
 def test_the_first_and_the_second_call(small, monkeypatch):
-    monkeypatch.setattr(first_call, "FIRST", dict(batch=1, heads=1, N=32, D=32))
-    found = first_call.first_and_second("v4")
+    monkeypatch.setattr(host, "FIRST", dict(batch=1, heads=1, N=32, D=32))
+    found = host.first_and_second("v4")
     assert found["first_ms"] > 0 and found["second_ms"] > 0 and found["median_ms"] == 2.0
+
+
+def test_a_launch_is_timed_by_the_wall_clock(elsewhere, monkeypatch):
+    for name, value in dict(SHORT=dict(batch=1, heads=1, N=32, D=32), ROUNDS=3, CALLS=2).items():
+        monkeypatch.setattr(host, name, value)
+    rows = run.run_suite("launch", WHERE)
+    assert [(r["name"], r["is_causal"]) for r in rows] == [
+        (name, is_causal) for is_causal in (False, True) for name in (*VERSIONS, "SDPA")]
+    assert all(0 < r["q1_ms"] <= r["median_ms"] <= r["q3_ms"] and r["calls"] == 6 for r in rows)
 
 
 # what is not timed

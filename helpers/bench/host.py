@@ -1,4 +1,4 @@
-"""The suite of the first call, which compiles: each is made in a process of its own."""
+"""The suites of the host: the first call of a kernel, which compiles, and what each later call costs before it runs."""
 import functools
 import tempfile
 import time
@@ -6,13 +6,16 @@ from pathlib import Path
 
 from helpers import process, reference
 from helpers.bench import clock, kernels
-from helpers.bench.attention import random_inputs
+from helpers.bench.attention import random_inputs, versions
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 FIRST = dict(batch=4, heads=8, N=512, D=32)              # the sizes at which one of the claims was made
+SHORT = dict(batch=1, heads=8, N=256, D=64)              # done on the GPU before the host has launched it
+ROUNDS, CALLS = 20, 100                                  # timed calls: so many times so many in a row
 FNS = {"standard": lambda: reference.torch_attention, "v2": kernels.v2, "v3": kernels.v3, "v4": kernels.v4}
 
 
@@ -30,7 +33,7 @@ def _elsewhere(name, state, cache):
     if state == "filled" and not cache.exists():         # after an interruption
         _elsewhere(name, "empty", cache)
     torch.cuda.empty_cache()                             # the other process needs some of it
-    return process.call("helpers.bench.first_call", "first_and_second", name, TRITON_CACHE_DIR=str(cache))
+    return process.call("helpers.bench.host", "first_and_second", name, TRITON_CACHE_DIR=str(cache))
 
 
 def first_and_second(name: str) -> dict:
@@ -51,3 +54,28 @@ def first_and_second(name: str) -> dict:
 def _wait():
     if DEVICE == "cuda":
         torch.cuda.synchronize()
+
+
+@suite(seconds=8)
+def launch():
+    """What the host takes for a call that the GPU does not keep waiting: 8 heads of 256 x 64, forward, wall clock."""
+    inputs = random_inputs(*SHORT.values())
+    for is_causal in (False, True):
+        want = reference.last_head(*inputs, is_causal=is_causal)
+        pytorch = functools.partial(scaled_dot_product_attention, is_causal=is_causal)
+        for name, fn in {**versions(is_causal=is_causal), "SDPA": pytorch}.items():
+            yield (dict(name=name, dtype="float16", is_causal=is_causal, **SHORT),
+                   functools.partial(_launched, name, functools.partial(fn, *inputs), want))
+
+
+def _launched(name, call, want):
+    """Median and quartiles of the wall-clock time of a call in ms."""
+    error = clock.verified(name, call()[-1, -1], want, kernels.BOUNDS[torch.float16], "a launch")
+    ms = []
+    for _ in range(ROUNDS):
+        _wait()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        ms.append(1e3 * (time.perf_counter() - start) / CALLS)
+    return dict(relative_error=error, calls=ROUNDS * CALLS, **clock.quartiles(ms))

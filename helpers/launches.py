@@ -1,0 +1,52 @@
+"""Launch a kernel without finding out again what the last call of the same kind found out.
+
+At each launch Triton looks at every argument, to tell which of its compiled kernels is meant, and a descriptor is checked
+whenever one is made. With a short sequence the GPU is done before that. Both depend on the *kind* of a call alone: on
+shapes, strides, types and flags. So the compiled kernel, and all arguments that do not change, are kept by kind.
+"""
+import torch
+
+MOST = 1024                                              # kinds that are kept; with one more, all are forgotten
+_kept = {}
+
+
+def kind_of(q, k, v) -> tuple:
+    """What Triton tells tensors [B, heads, N, D] apart by, if they begin at multiples of 16 bytes."""
+    return q.shape, q.stride(), k.shape, k.stride(), v.stride(), q.dtype, q.device
+
+
+def launch(kernel, kind, plan, **changing):
+    """Launch a Triton or Gluon kernel on the GPU of the first of the `changing` arguments.
+
+    `changing` are the arguments that differ among calls of one kind: floats, pointers to multiples of 16 bytes, and
+    tensors in place of descriptors of them. plan() is asked at the first call of a kind. It returns the grid, and a
+    dictionary of all other arguments, of the descriptors, and of options. `kind` holds whatever these depend on.
+    """
+    with torch.cuda.device_of(next(iter(changing.values()))):          # Triton launches on the current GPU
+        key = id(kernel), kind
+        if key not in _kept:
+            return _first(kernel, key, plan, changing)
+        _, compiled, grid, arguments, descriptors = _kept[key]
+        given = arguments | changing
+        for name, descriptor in descriptors.items():
+            given[name] = of(descriptor, changing[name])
+        compiled[grid](*given.values())
+
+
+def _first(kernel, key, plan, changing):
+    grid, others = plan()
+    compiled = kernel[grid](**changing | others)
+    if compiled is None or not set(kernel.arg_names) <= changing.keys() | others.keys():
+        return                                           # interpreted; or tuned, and Triton knows its sizes alone
+    if len(_kept) >= MOST:
+        _kept.clear()
+    arguments = {name: None if name in changing else others[name] for name in kernel.arg_names}
+    descriptors = {name: of(others[name], None) for name in changing.keys() & others.keys()}
+    _kept[key] = kernel, compiled, (*grid, 1, 1)[:3], arguments, descriptors
+
+
+def of(descriptor, x):
+    """A descriptor like this one, of another tensor x. Nothing is checked."""
+    made = object.__new__(type(descriptor))
+    made.__dict__.update(descriptor.__dict__, base=x)
+    return made
