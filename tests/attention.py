@@ -220,8 +220,8 @@ def backward_with(dkdv, dq):
     """Let the backward kernels run with these (BLOCK_M, BLOCK_N)."""
     usual = backward_triton.backward_tiles
 
-    def tiles(*arguments):
-        return [dict(made, BLOCK_M=M, BLOCK_N=N) for made, (M, N) in zip(usual(*arguments), (dkdv, dq))]
+    def tiles(*arguments, **options):
+        return [dict(made, BLOCK_M=M, BLOCK_N=N) for made, (M, N) in zip(usual(*arguments, **options), (dkdv, dq))]
     return mock.patch.object(backward_triton, "backward_tiles", tiles)
 
 
