@@ -1,13 +1,16 @@
 """Tensors on any GPU, current or not, and more heads than the second axis of a grid has places."""
 import ast
+import re
+from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from triton.runtime import interpreter
 
 import attention as att
-from helpers import device, lessons, reference
-from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton,
+from helpers import ROOT, device, lessons, reference
+from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton, prefetch,
                              softmax_triton, warp_specialization)
 
 MOST = 65535                                             # programs along the second and third axis of a grid
@@ -89,3 +92,28 @@ def test_every_launch_is_on_the_gpu_of_its_tensors(topic):
             yield from launches(child, guarded)
     found = list(launches(ast.parse(lessons.source(topic)), False))
     assert found and all(guarded for guarded, _ in found), found
+
+
+CARDS = re.findall(r"^\| .* \| (\d+)\.\d.* \| everything.* \| (.*) \| (.*) \| (.*) \|$",
+                   (ROOT / "README.md").read_text(), re.MULTILINE)
+
+
+def test_the_readme_knows_each_kind_of_card():
+    assert [int(major) for major, *_ in CARDS] == [8, 9, 10, 12]
+
+
+@pytest.mark.parametrize("major,descriptors,eight_bits,specialized", CARDS)
+def test_the_readme_says_which_kernel_serves(major, descriptors, eight_bits, specialized):
+    q, k, v = torch.zeros(3, 1, 2, 4096, 128, dtype=torch.float16, device=device.DEVICE)
+    on_card = SimpleNamespace(is_cuda=True, shape=q.shape)
+    with mock.patch.object(device, "capability", lambda x: 10 * int(major)):
+        described = prefetch.describable(q, k, v, 0.1, (0.0, 0))
+        assert descriptors == ("yes" if described else "v2 instead")
+        instead = "v3 instead" if described else "v2 instead"
+        assert specialized == ("yes" if warp_specialization.serves(on_card, k, True, 128, False) else instead)
+        try:
+            fp8.forward_fp8(*3 * [torch.zeros(1, 1, 0, 16, dtype=torch.float16, device=device.DEVICE)], False, 1.0)
+            refused = False
+        except ValueError:
+            refused = True
+        assert eight_bits == ("refused" if refused else "yes")
