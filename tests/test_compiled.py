@@ -101,7 +101,7 @@ def many_heads():
 # bytes of spilled registers, by capability, D and what is asked: tiles that spill none were slower on an H200
 DKDV_SPILLS = {(90, 128, "group"): 80, (90, 128, "both"): 144, (90, 256, ""): 8, (90, 256, "both"): 168,
                (100, 64, "both"): 56, (86, 128, "group"): 16, (89, 128, "group"): 16}
-DQ_SPILLS = {(120, 64, "both"): 16}
+DQ_SPILLS = {(90, 128, "both"): 16, (120, 64, "both"): 16}
 
 
 def backward():
