@@ -1,9 +1,15 @@
-"""Argument checks that the attention kernels share: a wrong call ends in a sentence, not in a wrong result."""
+"""Argument checks that the kernels share: a wrong call ends in a sentence, not in a wrong result."""
+import functools
 import numbers
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from helpers import device
+
+
+TYPES = torch.float16, torch.bfloat16, torch.float32
 
 
 def one_head(q, k, v):
@@ -29,18 +35,20 @@ def many_heads(q, k, v, enable_gqa: bool):
     argument.
     """
     tensors(q=q, k=k, v=v)
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.dim() != 4:
-            raise ValueError(f"{name} has {x.dim()} dimensions, shape {list(x.shape)}: expected [batch, heads, N, D]")
-    if k.shape != v.shape:
+    flag(enable_gqa=enable_gqa)
+    shapes = q.shape, k.shape, v.shape                   # asked for once: each time takes a while
+    for name, shape in zip("qkv", shapes):
+        if len(shape) != 4:
+            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected [batch, heads, N, D]")
+    if shapes[1] != shapes[2]:
         raise ValueError(f"v has shape {list(v.shape)}, k has {list(k.shape)}: they must be equal")
     strides(q=q, k=k, v=v)
-    for axis, what in ((0, "batches"), (3, "features a head")):
-        if k.shape[axis] != q.shape[axis]:
-            raise ValueError(f"k has {k.shape[axis]} {what}, q has {q.shape[axis]}: they must be equal")
-    if not 1 <= q.shape[3] <= 256:
-        raise ValueError(f"q has head dimension D = {q.shape[3]}: the kernel takes 1 to 256")
-    heads, kv_heads = q.shape[1], k.shape[1]
+    (B, heads, _, D), (kv_B, kv_heads, _, kv_D) = shapes[:2]
+    for ours, theirs, what in ((B, kv_B, "batches"), (D, kv_D, "features a head")):
+        if ours != theirs:
+            raise ValueError(f"k has {theirs} {what}, q has {ours}: they must be equal")
+    if not 1 <= D <= 256:
+        raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
     if heads != kv_heads and not enable_gqa:
         raise ValueError(f"k has {kv_heads} heads, q has {heads}: pass enable_gqa=True for grouped-query attention")
     if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
@@ -49,20 +57,68 @@ def many_heads(q, k, v, enable_gqa: bool):
 
 
 def strides(**named):
-    """Raise ValueError where rows or features lie so far apart that 32-bit offsets inside a tile would overflow."""
+    """Raise ValueError where rows and features lie so far apart that 32-bit offsets inside a tile would overflow.
+
+    In a tile of at most 256 rows and features an offset is less than 256 times the sum of the two strides.
+    """
     for name, x in named.items():
-        for axis, what in ((2, "rows"), (3, "features")):
-            if x.shape[axis] > 1 and x.stride(axis) >= 2**23:
-                raise ValueError(f"{name} has {what} that lie {x.stride(axis)} elements apart: the kernel takes less "
-                                 f"than 2^23 (pass {name}.contiguous())")
+        (rows, features), (row, feature) = x.shape[2:], x.stride()[2:]
+        if row * (rows > 1) + feature * (features > 1) >= 2**23:
+            raise ValueError(f"{name} has rows that lie {row} elements apart, and features that lie {feature} apart: "
+                             f"the kernel takes less than 2^23 together (pass {name}.contiguous())")
+
+
+def flag(**named):
+    """Raise TypeError unless each argument is True or False."""
+    for name, x in named.items():
+        if not isinstance(x, bool):
+            raise TypeError(f"{name} is {_said(x)}: expected True or False")
+
+
+def score_scale(scale, D: int) -> float:
+    """The scale as a float, 1 / sqrt(D) if it is None.
+
+    Raises TypeError unless it is a number (a tensor is none: its gradient would be lost), and ValueError for NaN and
+    for one so large that the kernel, which multiplies it by log2(e) in float32, would turn it into infinity.
+    """
+    if scale is None:
+        return D**-0.5
+    if not isinstance(scale, numbers.Real) or isinstance(scale, bool):
+        raise TypeError(f"scale is {_said(scale)}: expected a number, or None for 1 / sqrt(D)")
+    if not abs(scale) < 2**127:                          # not: also for NaN
+        raise ValueError(f"scale is {scale}: expected a number between -2^127 and 2^127")
+    return float(scale)
+
+
+def tiles(chosen: dict | None, usual: dict, D: int = 1) -> dict:
+    """The usual tiles and launch options, with those that are `chosen` instead of some of them.
+
+    Raises TypeError or ValueError, naming the option, for a name that is not among the usual ones, and unless each
+    BLOCK_ is a power of two from 16, the least that tl.dot takes, to 256, BLOCK_D at least D, and the others positive.
+    """
+    if chosen is None:
+        return usual
+    if not isinstance(chosen, dict):
+        raise TypeError(f"tiles is {_said(chosen)}: expected a dictionary with some of {', '.join(usual)}")
+    for name, size in chosen.items():
+        if name not in usual:
+            raise ValueError(f"tiles has {name!r}, which is none of {', '.join(usual)}")
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"tiles has {name} = {size!r}: expected an int")
+        if size < 1 or size & size - 1 and name != "GROUP" and name != "num_stages":
+            raise ValueError(f"tiles has {name} = {size}: expected a power of two")
+        least = max(16, D if name == "BLOCK_D" else 0)
+        if name.startswith("BLOCK_") and not least <= size <= 256:
+            raise ValueError(f"tiles has {name} = {size}: expected a power of two from {least} to 256")
+    return usual | chosen
 
 
 def dropout(dropout_p, seed):
     """Raise TypeError or ValueError unless dropout_p is in [0, 1) and seed None or an int from 0 to 2^31 - 1."""
     if not isinstance(dropout_p, numbers.Real):
-        raise TypeError(f"dropout_p is {dropout_p!r}: expected a number")
+        raise TypeError(f"dropout_p is {_said(dropout_p)}: expected a number")
     if not (seed is None or isinstance(seed, numbers.Integral)):
-        raise TypeError(f"seed is {seed!r}: expected an int or None")
+        raise TypeError(f"seed is {_said(seed)}: expected an int or None")
     if not 0 <= dropout_p <= 1 - 2**-24:                 # more is 1 in float32
         raise ValueError(f"dropout_p is {dropout_p}: expected a probability from 0 to below 1")
     if seed is not None and not 0 <= seed < 2**31:
@@ -78,16 +134,53 @@ def no_gradient(**named):
 
 
 def tensors(**named):
-    """Check that the named arguments are tensors of one supported type, on the one device where kernels run."""
-    first, reference = next(iter(named.items()))
+    """Check that the named arguments are tensors that a kernel can read: of one supported type, on the device where
+    kernels run, with memory that holds their numbers, and without what a kernel would lose, tangents and transforms.
+
+    Raises TypeError for another type, and ValueError for the rest, naming the argument.
+    """
+    first, dtype, place = None, None, None               # of the first tensor
     for name, x in named.items():
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
-        device.dot_type(x.dtype)                         # a TypeError unless there is a kernel for this type
-        if x.dtype != reference.dtype:
-            raise TypeError(f"{name} is {x.dtype}, {first} is {reference.dtype}: they must be equal")
-        if x.device != reference.device:
-            raise ValueError(f"{name} is on {x.device}, {first} is on {reference.device}: they must be on one device")
-        if x.device.type != device.DEVICE:
-            raise ValueError(f"{name} is on {x.device}, and kernels run on {device.DEVICE} here: "
-                             f"make it with device={device.DEVICE!r} or move it there")
+        if is_functorch_wrapped_tensor(x):
+            raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
+                             "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
+        if unpack_dual(x).tangent is not None:
+            raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
+                             f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
+        if x.layout is not torch.strided:
+            raise ValueError(f"{name} has the layout {x.layout}: expected a dense tensor (pass {name}.to_dense())")
+        if x.is_neg():                                   # such as z.conj().imag
+            raise ValueError(f"{name} is a view whose numbers still have to be negated, and a kernel would read them "
+                             f"as they lie in memory: pass {name}.resolve_neg()")
+        if first is None:
+            first, dtype, place = name, x.dtype, x.device
+            if dtype not in TYPES:
+                raise TypeError(f"{name} is {dtype}, and there is no kernel for {dtype}: use torch.float16, "
+                                "torch.bfloat16 or torch.float32")
+        if x.dtype != dtype:
+            raise TypeError(f"{name} is {x.dtype}, {first} is {dtype}: they must be equal")
+        if x.device != place:
+            raise ValueError(f"{name} is on {x.device}, {first} is on {place}: they must be on one device")
+    if place.type != device.DEVICE:
+        raise ValueError(f"{first} is on {place}, and kernels run on {device.DEVICE} here: "
+                         f"make it with device={device.DEVICE!r} or move it there")
+
+
+def uncompiled(fn):
+    """fn, which torch.compile cannot look into: it is called as it stands, between what was compiled before and after.
+
+    Not by torch.compiler.disable right away, which would import the compiler, for seconds, wherever fn is defined.
+    """
+    @functools.wraps(fn)
+    def called(*arguments, **options):
+        if torch.compiler.is_compiling():
+            return torch.compiler.disable(fn)(*arguments, **options)
+        return fn(*arguments, **options)
+    return called
+
+
+def _said(x) -> str:
+    """x in a sentence: what it is, and what kind of thing if that would be too long."""
+    return repr(x) if isinstance(x, (str, numbers.Number)) or x is None else f"a {type(x).__name__}"

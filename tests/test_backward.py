@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from attention import (FLASH, V3, V4, array, backward_with, causal_or_not, check_grads, close_grads, differentiable,
+from attention import (BOUNDS, FLASH, V3, V4, array, backward_with, causal_or_not, check_grads, close_grads, differentiable,
                        each_empty_shape, each_type, each_value, grads, half_types, inputs, quarters, quietly, same,
                        spoilt, wanted)
 from helpers import reference
@@ -166,6 +166,26 @@ def test_one_tensor_three_times():
     assert np.abs(array(got) - sum(reference.attention_grads(x, x, x, do, is_causal=True))).max() < 1e-5
 
 
+@pytest.mark.parametrize("fn", [flash, reference.torch_attention])
+def test_a_gradient_that_is_yet_to_be_negated(fn):
+    """The gradient of a number that was conjugated is a view of what has the other sign."""
+    tensors, do = leaves(1, 1, 1, 20, 20, 16)
+    conjugate = torch.complex(torch.zeros_like(do), fn(*tensors)).conj()
+    got = torch.autograd.grad((conjugate * 1j * do).real.sum(), tensors)
+    for x, exact in zip(got, reference.attention_grads(*tensors, do)):
+        assert np.abs(array(x) - exact).max() < 1e-5
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_inside_of_a_compiled_function(backend):
+    tensors, do = leaves(1, 2, 2, 20, 20, 16)
+    o = torch.compile(lambda *x: 2 * flash(*x, is_causal=True), backend=backend)(*tensors)
+    assert np.abs(array(o) / 2 - reference.attention(*tensors, is_causal=True)).max() < 1e-5
+    for x, exact in zip(torch.autograd.grad(o, tensors, do / 2),
+                        reference.attention_grads(*tensors, do, is_causal=True)):
+        assert np.abs(array(x) - exact).max() < 1e-5
+
+
 def test_gradients_accumulate():
     tensors, do = leaves(1, 1, 1, 20, 20, 16)
     for _ in range(2):
@@ -218,6 +238,44 @@ def test_nobody_looks_nothing_moves():
     do[:, :, 40:] = 0                                    # only the first ten queries that see something count: ten keys
     _, _, _, dk, dv = grads(FLASH, tensors, do, is_causal=True)
     assert (dk[:, :, 10:] == 0).all() and (dv[:, :, 10:] == 0).all() and (dv[:, :, :10] != 0).any(-1).all()
+
+
+@quietly
+@pytest.mark.parametrize("spoil", ["lse", "q and do"])
+@pytest.mark.parametrize("N_q,N_k", [(6, 3), (70, 40), (40, 7)])
+def test_a_query_that_sees_no_key_takes_no_gradient(N_q, N_k, spoil):
+    """The logarithm of a sum of two empty parts has NaN for a gradient, and it stays with that query."""
+    tensors, do = leaves(1, 2, 1, N_q, N_k, 16)
+    blind = N_q - N_k
+    if spoil == "q and do":
+        with torch.no_grad():
+            tensors[0][:, :, :blind] = do[:, :, :blind] = float("nan")
+    o, lse = flash(*tensors, is_causal=True, enable_gqa=True, return_lse=True)
+    both = torch.logsumexp(torch.stack([lse, lse - 1]), 0).sum() if spoil == "lse" else lse[:, :, blind:].sum()
+    dq, dk, dv = torch.autograd.grad([o, both], tensors, [do, torch.ones_like(both)])
+    q, k, v = (x.detach().double() for x in tensors)
+    seeing = [x.requires_grad_() for x in (q[:, :, blind:], k.expand(-1, 2, -1, -1), v.expand(-1, 2, -1, -1))]
+    loss = (reference.torch_attention(*seeing, is_causal=True) * do[:, :, blind:]).sum()
+    want = torch.autograd.grad(loss + torch_lse(*seeing[:2], True).sum(), seeing)
+    assert (dq[:, :, :blind] == 0).all()
+    for x, exact in ((dq[:, :, blind:], want[0]), (dk, want[1].sum(1, True)), (dv, want[2].sum(1, True))):
+        assert (x.double() - exact).abs().max() < 1e-5
+
+
+@each_type
+@pytest.mark.parametrize("logit", [1e3, 1e5, 1e6, 1e8])
+def test_gradients_of_enormous_logits(logit, dtype):
+    """Where one key has all the weight: as near as flash_attention says, 2^-22 of the logit, and finite always."""
+    q, k, v, do = inputs(1, 1, 1, 40, 40, 16, dtype, more=1)
+    q[..., 0], k[..., 0] = q[..., 0].abs() + 1, 0
+    q[..., 1:], k[..., 1:], k[:, :, 7, 0] = 0, 0, 4
+    scale = logit / (4 * q[..., 0].float().amax().item())
+    found = grads(FLASH, [q, k, v], do, scale=scale)
+    want = reference.attention_grads(q, k, v, do, scale=scale)[2]
+    assert all(torch.isfinite(x).all() for x in found[:2] + found[4:])
+    if logit <= 1e6:
+        share = max(2 * BOUNDS[dtype], 2**-22 * logit)
+        assert np.abs(array(found[4]) - want).max() <= share * np.abs(want).max()
 
 
 @causal_or_not

@@ -5,7 +5,6 @@ from unittest import mock
 import pytest
 import torch
 import triton
-from torch.autograd import forward_ad
 
 from attention import (FLASH, TUNED, V3, VIEWS, causal_or_not, check, close, each_type, half_types, inputs)
 from helpers import device
@@ -156,7 +155,6 @@ def test_what_descriptors_do_not_serve_is_flash_attention_bit_for_bit(dtype, dro
     assert all(map(torch.equal, *results))
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")           # inside of PyTorch's forward mode
 def test_autograd_is_asked_where_a_derivative_is_wanted():
     tensors = inputs(1, 2, 2, 10, 10, 16, torch.float16)
     with mock.patch.object(backward_triton.TritonAttention, "apply", side_effect=RuntimeError("autograd")):
@@ -164,8 +162,6 @@ def test_autograd_is_asked_where_a_derivative_is_wanted():
         for i in range(3):
             with pytest.raises(RuntimeError, match="autograd"):
                 v3(*(x.clone().requires_grad_(i == j) for j, x in enumerate(tensors)))
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
-        v3(forward_ad.make_dual(tensors[0], tensors[0]), *tensors[1:])
 
 
 @pytest.mark.parametrize("options,message", [(dict(precision="fp4"), "precision is 'fp4': expected 'fp16' or 'fp8'"),

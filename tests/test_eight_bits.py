@@ -258,6 +258,37 @@ def test_no_nan_and_no_inf_is_lost(attention, which, value):
     assert np.abs(got - exact)[both].max(initial=0) < 0.3
 
 
+@each_version
+@quietly
+@causal_or_not
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_what_a_nan_or_an_infinity_spoils(attention, which, is_causal, value):
+    """A query's row, what sees a key, a feature of v: an infinity counts as NaN. The rest is as without it."""
+    tensors = inputs(1, 1, 1, 200, 200, 16, torch.float16)
+    tensors[which][:, :, 70, 3] = 0
+    with true_casts():
+        usual = array(attention(*tensors, precision="fp8", is_causal=is_causal))
+        spoilt(tensors, which, (70, 3), value)
+        got, lse = map(array, attention(*tensors, precision="fp8", is_causal=is_causal, return_lse=True))
+    lost = np.zeros((1, 1, 200, 16), bool)
+    lost[[np.s_[:, :, 70], np.s_[:, :, 70 * is_causal:], np.s_[..., 3]][which]] = True
+    np.testing.assert_array_equal(np.isnan(got), lost)
+    assert np.abs(got - usual)[~lost].max(initial=0) < 0.3
+    np.testing.assert_array_equal(np.isnan(lse), lost.all(3))
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_type_changes_nothing(default):
+    tensors = inputs(1, 1, 1, 20, 30, 16, torch.float16)
+    want, before = v3(*tensors, precision="fp8"), torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert torch.equal(v3(*tensors, precision="fp8"), want)
+    finally:
+        torch.set_default_dtype(before)
+
+
 @quietly
 @causal_or_not
 @pytest.mark.parametrize("size", [1e-15, 1e-22, 1e-30])

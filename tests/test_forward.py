@@ -1,12 +1,14 @@
 """Attention's forward pass: every property, for every kernel of the course that has it."""
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.autograd import forward_ad
 
-from attention import (TYPES, V1, V2, V3, VIEWS, array, check, close, each_empty_shape, each_function, each_kernel,
+from attention import (FLASH, TYPES, V1, V2, V3, V4, VIEWS, array, check, close, each_empty_shape, each_function, each_kernel,
                        each_kernel_of_many, each_type, each_value, inputs, quarters, quietly, result, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
@@ -218,6 +220,8 @@ def test_the_other_layout():
     (lambda q, k, v: (q, k, v.to("meta")), ValueError, "v is on meta"),
     (lambda q, k, v: [x.new_zeros(1, 1, 4, 257) for x in (q, k, v)], ValueError, "D = 257"),
     (lambda q, k, v: [x[..., :0] for x in (q, k, v)], ValueError, "D = 0"),
+    (lambda q, k, v: (q, k.to_sparse(), v), ValueError, "k has the layout torch.sparse_coo"),
+    (lambda q, k, v: (q, torch.complex(k, k).conj().imag, v), ValueError, r"pass k.resolve_neg\(\)"),
 ])
 def test_refuses_tensors(attention, change, error_type, message):
     with pytest.raises(error_type, match=message):
@@ -231,14 +235,92 @@ def test_groups_are_asked_for(attention):
 
 
 @each_function
-@pytest.mark.parametrize("axis,what", [(2, "rows"), (3, "features")])
-def test_offsets_of_more_than_32_bits_are_refused(attention, axis, what):
+@pytest.mark.parametrize("row,feature", [(2**23, 0), (0, 2**23), (2**22, 2**22)])
+def test_offsets_of_more_than_32_bits_are_refused(attention, row, feature):
     q, k, v = inputs(1, 1, 1, 2, 2, 2, torch.float16)
     memory = torch.empty(2**23 + 2, dtype=torch.float16, device=device.DEVICE)
-    strides = [1, 1, 1, 1]
-    strides[axis] = 2**23
-    with pytest.raises(ValueError, match=f"k has {what} that lie 8388608 elements apart"):
-        attention(q, memory.as_strided(k.shape, strides), v)
+    with pytest.raises(ValueError, match=f"k has rows that lie {row} elements apart, and features that lie {feature}"):
+        attention(q, memory.as_strided(k.shape, [1, 1, row, feature]), v)
+    one = memory.as_strided((1, 1, 1, 2), [1, 1, row, 1])          # a single row lies apart from none
+    assert torch.isfinite(attention(q, one.zero_(), one)).all()
+
+
+each_of_all = pytest.mark.parametrize("attention", [V1, V2, FLASH, V3, V4], ids=lambda x: x.name)
+
+
+@each_of_all
+@pytest.mark.parametrize("scale,error_type,message", [
+    (torch.tensor(0.3), TypeError, "scale is a Tensor: expected a number"),
+    (torch.nn.Parameter(torch.tensor(0.3)), TypeError, "scale is a Parameter"),
+    (np.ones(1), TypeError, "scale is a ndarray"), ("0.3", TypeError, "scale is '0.3'"),
+    (True, TypeError, "scale is True"), (1j, TypeError, "scale is 1j"), (float("nan"), ValueError, "scale is nan"),
+    (float("inf"), ValueError, "scale is inf"), (-10**400, ValueError, "scale is -1000"), (2.0**127, ValueError, "scale"),
+])
+def test_refuses_a_scale(attention, scale, error_type, message):
+    with pytest.raises(error_type, match=message):
+        attention(*attention.inputs(1, 1, 1, 10, 10, 8), scale=scale)
+
+
+@each_of_all
+@pytest.mark.parametrize("scale", [Fraction(1, 4), np.float32(0.25), np.float64(0.25)])
+def test_a_scale_is_any_real_number(attention, scale):
+    tensors = attention.inputs(1, 1, 1, 10, 10, 8)
+    assert torch.equal(attention(*tensors, scale=scale), attention(*tensors, scale=0.25))
+
+
+@each_function
+@pytest.mark.parametrize("value", [1, "no", None, torch.tensor(True)], ids=str)
+def test_a_flag_is_true_or_false(attention, value):
+    for name in ("is_causal", "enable_gqa"):
+        with pytest.raises(TypeError, match=f"{name} is .*: expected True or False"):
+            attention(*inputs(1, 1, 1, 10, 10, 8), **{name: value})
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")           # inside of PyTorch's forward mode
+@each_of_all
+@pytest.mark.parametrize("which", range(3))
+def test_no_tangent_is_lost(attention, which):
+    tensors = attention.inputs(1, 1, 1, 10, 10, 8)
+    with forward_ad.dual_level(), pytest.raises(ValueError, match=f"{'qkv'[which]} carries a tangent"):
+        attention(*(forward_ad.make_dual(x, x) if i == which else x for i, x in enumerate(tensors)))
+
+
+@each_of_all
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.vmap,
+                                       lambda fn: lambda x: torch.func.jvp(fn, (x,), (x,))], ids=["grad", "vmap", "jvp"])
+def test_transforms_of_functions_are_refused(attention, transform):
+    q, k, v = attention.inputs(1, 1, 1, 10, 10, 8)
+    with pytest.raises(ValueError, match="q belongs to a transform of torch.func"):
+        transform(lambda q: attention(q, k, v).sum())(q[None] if transform is torch.vmap else q)
+
+
+@pytest.mark.parametrize("attention", [V1, V2], ids=lambda x: x.name)
+@pytest.mark.parametrize("tiles,error_type,message", [
+    (dict(BLOCK_M=48), ValueError, "BLOCK_M = 48: expected a power of two"),
+    (dict(BLOCK_N=0), ValueError, "BLOCK_N = 0: expected a power of two"), (dict(BLOCK_N=-16), ValueError, "BLOCK_N = -16"),
+    (dict(BLOCK_M=8), ValueError, "BLOCK_M = 8: expected a power of two from 16 to 256"),
+    (dict(BLOCK_N=512), ValueError, "BLOCK_N = 512"), (dict(BLOCK_D=32), ValueError, "BLOCK_D = 32: .* from 40 to 256"),
+    (dict(BLOCK_M="32"), TypeError, "BLOCK_M = '32': expected an int"), (dict(BLOCK_M=32.0), TypeError, "BLOCK_M = 32.0"),
+    (dict(BLOCKM=32), ValueError, "tiles has 'BLOCKM', which is none of BLOCK_M, BLOCK_N"),
+    ((64, 64), TypeError, "tiles is a tuple: expected a dictionary"),
+])
+def test_refuses_tiles(attention, tiles, error_type, message):
+    with pytest.raises(error_type, match=message):
+        attention(*attention.inputs(1, 1, 1, 10, 10, 40), tiles=tiles)
+    check(attention, attention.inputs(1, 1, 1, 10, 10, 40), tiles=dict(BLOCK_M=16, BLOCK_D=128))
+
+
+@each_kernel
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_the_default_type_changes_nothing(attention, default):
+    tensors = attention.inputs(1, 2, 1, 20, 30, 16)
+    want = result(attention, tensors, is_causal=attention.many)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        assert equal(result(attention, tensors, is_causal=attention.many), want)
+    finally:
+        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("change,error_type,message", [

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from helpers import device, reference
+from helpers.lessons import flash_attention_numpy
 from helpers.lessons.flash_attention_numpy import flash_attention_numpy as flash
 from helpers.lessons.vector_add_triton import add
 
@@ -30,6 +31,16 @@ def test_flash_attention_keeps_the_type():
     q, k, v = np.random.default_rng(0).standard_normal((3, 70, 8), dtype=np.float32)
     o = flash(q, k, v, scale=0.5)
     assert o.dtype == np.float32 and np.abs(o - reference.attention(q, k, v, scale=0.5)).max() < 1e-6
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int8, np.uint8])
+def test_whole_numbers_are_not_cut(kind):
+    q = np.array([[1, 0], [0, 2]], kind)
+    want = reference.attention(q, q, q)                  # [[0.67, 0.66], [0.06, 1.89]]
+    for o in (flash(q, q, q), flash(q, q, q.astype(float)), flash_attention_numpy.outer_over_queries(
+            q, q, q, flash_attention_numpy.SRAM(10**6), 1, 1)):
+        assert o.dtype == np.float64 and np.abs(o - want).max() < 1e-6
+    assert np.abs(flash(q.astype(float), q, q) - want).max() < 1e-6
 
 
 def test_flash_attention_at_the_edges():

@@ -200,3 +200,15 @@ def test_it_is_the_inner_loop_of_flash_attention():
     parts = [lesson.piece(s[:, j:j + 10], v[j:j + 10]) for j in range(0, 33, 10)]
     o, _ = lesson.finish(*reduce(lesson.merge, parts))
     np.testing.assert_allclose(o, flash.flash_attention_numpy(q, k, v, BLOCK_N=10), atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.int8, bool])
+def test_whole_numbers_are_scores_too(kind):
+    s, v = np.array([[1, 3, 0], [0, 2, 7]]).astype(kind), np.array([[1, 2], [3, 4], [5, 6]])
+    exact = s.astype(float)
+    for whole, want in zip(lesson.online_softmax_stats(s), lesson.online_softmax_stats(exact)):
+        assert whole.dtype == np.float64 and np.array_equal(whole, want)
+    for whole, want in zip(lesson.piece(s, v), lesson.piece(exact, v)):
+        np.testing.assert_allclose(whole, want, rtol=1e-12)
+    m, l = lesson.online_softmax_stats(s[:, :0])
+    assert (m == -np.inf).all() and (l == 0).all()

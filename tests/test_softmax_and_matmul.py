@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch.autograd import forward_ad
 
 from helpers import device
 from helpers.check.core import poisoned, unwritten
@@ -168,7 +169,22 @@ x, y = random(10, 8), random(8, 6)
     (lambda: matmul(x.long(), y.long()), TypeError, "no kernel for torch.int64"),
     (lambda: matmul(x, y.cpu().numpy()), TypeError, "b is a ndarray"),
     (lambda: matmul(x, y.clone().requires_grad_()), ValueError, "b requires a gradient"),
+    (lambda: matmul(x, y, tiles=dict(BLOCK_M=48)), ValueError, "BLOCK_M = 48: expected a power of two"),
+    (lambda: matmul(x, y, tiles=dict(BLOCK_K=8)), ValueError, "BLOCK_K = 8: expected a power of two from 16"),
+    (lambda: matmul(x, y, tiles=dict(GROUP=0)), ValueError, "GROUP = 0"),
+    (lambda: matmul(x, y, tiles=dict(BLOCK=16)), ValueError, "tiles has 'BLOCK', which is none of BLOCK_M"),
+    (lambda: torch.vmap(softmax)(x[None]), ValueError, "x belongs to a transform of torch.func"),
 ])
 def test_refuses_in_a_sentence(call, error_type, message):
     with pytest.raises(error_type, match=message):
         call()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")           # inside of PyTorch's forward mode
+def test_no_tangent_is_lost():
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, x)
+        with pytest.raises(ValueError, match="x carries a tangent"):
+            softmax(dual)
+        with pytest.raises(ValueError, match="a carries a tangent"):
+            matmul(dual, y)
