@@ -36,13 +36,19 @@ def many_heads(q, k, v, enable_gqa: bool):
     """
     tensors(q=q, k=k, v=v)
     flag(enable_gqa=enable_gqa)
-    shapes = q.shape, k.shape, v.shape                   # asked for once: each time takes a while
+    _fit((q.shape, k.shape, v.shape), (q.stride(), k.stride(), v.stride()), enable_gqa)
+
+
+@functools.lru_cache(maxsize=1024)                       # a model asks for the same few again and again
+def _fit(shapes, steps, enable_gqa):
+    """The part of many_heads that depends on shapes and strides alone."""
     for name, shape in zip("qkv", shapes):
         if len(shape) != 4:
             raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected [batch, heads, N, D]")
     if shapes[1] != shapes[2]:
-        raise ValueError(f"v has shape {list(v.shape)}, k has {list(k.shape)}: they must be equal")
-    strides(q=q, k=k, v=v)
+        raise ValueError(f"v has shape {list(shapes[2])}, k has {list(shapes[1])}: they must be equal")
+    for name, shape, each in zip("qkv", shapes, steps):
+        strides(name, shape, each)
     (B, heads, _, D), (kv_B, kv_heads, _, kv_D) = shapes[:2]
     for ours, theirs, what in ((B, kv_B, "batches"), (D, kv_D, "features a head")):
         if ours != theirs:
@@ -56,16 +62,15 @@ def many_heads(q, k, v, enable_gqa: bool):
                          "(grouped-query attention needs a divisor)")
 
 
-def strides(**named):
+def strides(name, shape, steps):
     """Raise ValueError where rows and features lie so far apart that 32-bit offsets inside a tile would overflow.
 
     In a tile of at most 256 rows and features an offset is less than 256 times the sum of the two strides.
     """
-    for name, x in named.items():
-        (rows, features), (row, feature) = x.shape[2:], x.stride()[2:]
-        if row * (rows > 1) + feature * (features > 1) >= 2**23:
-            raise ValueError(f"{name} has rows that lie {row} elements apart, and features that lie {feature} apart: "
-                             f"the kernel takes less than 2^23 together (pass {name}.contiguous())")
+    (rows, features), (row, feature) = shape[2:], steps[2:]
+    if row * (rows > 1) + feature * (features > 1) >= 2**23:
+        raise ValueError(f"{name} has rows that lie {row} elements apart, and features that lie {feature} apart: "
+                         f"the kernel takes less than 2^23 together (pass {name}.contiguous())")
 
 
 def flag(**named):
