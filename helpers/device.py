@@ -73,3 +73,7 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
     if dtype not in types:
         raise TypeError(f"no kernel for {dtype}: use torch.float16, torch.bfloat16 or torch.float32")
     return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else types[dtype]
+
+
+if INTERPRETED:
+    import helpers.interpreter  # noqa: F401  (makes it strict)
