@@ -29,7 +29,7 @@ def line():
 
 
 _BETWEEN = tuple(find_spec(name).origin.removesuffix("__init__.py") for name in (
-    "helpers.accesses", "helpers.interpreter", "triton"))
+    "helpers.accesses", "helpers.interpreter", "helpers.small_floats", "triton"))
 
 
 def shown(place):

@@ -64,15 +64,14 @@ _major = functools.cache(lambda gpu: torch.cuda.get_device_capability(gpu)[0])  
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:
-    """The type in which a kernel hands tiles of `dtype` to tl.dot: the same type, with one exception.
+    """The type in which a kernel hands tiles of `dtype` to tl.dot: Triton's name for it.
 
-    The interpreter multiplies the bit patterns of bfloat16 numbers as if they were integers. There they become float32
-    first, which holds every bfloat16 product exactly. Raises TypeError for anything but float16, bfloat16 and float32.
+    Raises TypeError for anything but float16, bfloat16 and float32.
     """
     types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
     if dtype not in types:
         raise TypeError(f"no kernel for {dtype}: use torch.float16, torch.bfloat16 or torch.float32")
-    return tl.float32 if INTERPRETED and dtype == torch.bfloat16 else types[dtype]
+    return types[dtype]
 
 
 if INTERPRETED:

@@ -3,6 +3,7 @@
 - Lanes that were masked off in a load without `other` are NaN, as undefined as they are on a GPU.
 - An access to what is no element of the tensor that the pointer came from, and a race of two programs of one launch
   raise MemoryFault, a sentence that names the kernel's line (helpers/accesses.py).
+- bfloat16 and float8 are computed and rounded as a GPU does it (helpers/small_floats.py).
 - Launches from several threads wait for each other.
 
 Triton 3.6 to 3.9: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
@@ -19,6 +20,7 @@ from helpers import device  # (before triton: helpers.device says why)
 import numpy as np
 from triton.runtime import interpreter
 
+from helpers import small_floats
 from helpers.accesses import VERBS, Anywhere, Elements, MemoryFault, Touched, line, shown
 
 MARK = 56                                                # the bits from here up are zero in every address of a process
@@ -209,6 +211,7 @@ def _install():
         patch_tensor(tensor, scope)
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
+    small_floats.install()
     load = builder.create_masked_load
 
     def load_undefined(self, ptrs, mask, other, *args, **kwargs):

@@ -57,7 +57,7 @@ def test_the_choice_is_triton_s_and_is_told(wish, gpu, capability, said):
 
 def test_dot_type():
     assert device.dot_type(torch.float16) == tl.float16 and device.dot_type(torch.float32) == tl.float32
-    assert device.dot_type(torch.bfloat16) == (tl.float32 if device.INTERPRETED else tl.bfloat16)
+    assert device.dot_type(torch.bfloat16) == tl.bfloat16
     with pytest.raises(TypeError, match="no kernel for torch.int64"):
         device.dot_type(torch.int64)
 
