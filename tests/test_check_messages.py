@@ -135,7 +135,7 @@ def test_sentences_say_what_and_where():
     assert "dk of key 32 used do of queries 0 to 31" in said(
         check.blocked_dkdv, gradients.dkdv(start=lambda *a: 0), "tiles above the diagonal are not visited")
     assert said(check.grouped_dkdv, backward.GROUPED["wrong"]["grouped heads"][1], "grouped heads") == \
-        "4 query heads, 2 key heads: dk is not the sum over each group of 2"
+        "4 query heads, 2 key heads: dv is not the sum over each group of 2"
     assert "m = 0, l = 0, m + log(l) is -inf, expected -9995" in said(
         check.online_softmax, online_softmax.online(start=0.0), "scores far below 0")
     assert said(check.merge, online_softmax.merging(shrink_b=False), "the first piece has the larger maximum") == \
