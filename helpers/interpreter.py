@@ -1,24 +1,31 @@
-"""See each global memory access of Triton's interpreter: count it (`watched`), or refuse what no tensor holds
-(`strict`).
+"""Triton's interpreter, made strict: installed by helpers.device wherever kernels are interpreted.
+
+- Lanes that were masked off in a load without `other` are NaN, as undefined as they are on a GPU.
+- An access to what is no element of the tensor that the pointer came from, and a race of two programs of one launch
+  raise MemoryFault, a sentence that names the kernel's line (helpers/accesses.py).
+- bfloat16 and float8 are computed and rounded as a GPU does it (helpers/small_floats.py).
+- Launches from several threads wait for each other.
 
 Triton 3.6 to 3.9: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
 four functions of the interpreter's C++ module. A stand-in for that module tells which argument of which kernel each of
-them belongs to.
+them belongs to. `watched` and `looking` see them all.
 """
+import bisect
 import contextlib
-import gc
 import inspect
-from unittest import mock
+import threading
 
-from helpers import device  # noqa: F401  (before triton: helpers.device says why)
+from helpers import device  # (before triton: helpers.device says why)
 
 import numpy as np
-import torch
 from triton.runtime import interpreter
 
-MARK = np.uint64(56)                                     # the bits from here up are zero in every address of a process
+from helpers import small_floats
+from helpers.accesses import VERBS, Anywhere, Elements, MemoryFault, Touched, line, shown
+
+MARK = 56                                                # the bits from here up are zero in every address of a process
+ADDRESS = np.uint64(2**MARK - 1)
 ELSEWHERE = "(no argument)"                              # a pointer that was itself loaded, or made from a number
-VERBS = dict(load="loads", store="stores", atomic="changes")
 _looks = []                                       # what is called at each access, of every `with` that we are inside of
 
 
@@ -29,96 +36,50 @@ def watched(seen):
     kernel and argument are names, operation is "load", "store" or "atomic"; `masked` lanes are not among the elements.
     A pointer inside a tuple argument is "name[place]".
     """
-    def look(kernel, number, operation, addresses, used, size):
-        elements = int(np.count_nonzero(used))
-        seen(kernel.__name__, kernel.names[number], operation, elements, elements * size, used.size - elements)
+    def look(kernel, number, operation, addresses, masked, size):
+        seen(kernel.__name__, kernel.names[number], operation, addresses.size, addresses.size * size, masked)
 
     with looking(look):
         yield
 
 
 @contextlib.contextmanager
-def strict():
-    """Inside of the `with`, kernels cannot hide two mistakes.
-
-    Masked lanes that were loaded without `other` are NaN, as undefined as they are on a GPU. An access to what is no
-    element of the tensor that the pointer came from raises IndexError, which the interpreter wraps; a pointer that was
-    itself loaded from memory may lead into any tensor.
-    """
-    def look(kernel, number, operation, addresses, used, size):
-        wrong = kernel.problems[number](addresses[used], size)
-        if wrong:
-            raise IndexError(f"the kernel {VERBS[operation]} {wrong} ({kernel.__name__})")
-
-    builder = interpreter.InterpreterBuilder
-    undefined = _undefined_lanes(builder.create_masked_load)
-    with looking(look), mock.patch.object(builder, "create_masked_load", undefined):
-        yield
-
-
-def _undefined_lanes(load):
-    def loaded(self, ptrs, mask, other, *args, **kwargs):
-        value = load(self, ptrs, mask, other, *args, **kwargs)
-        if other is None and np.issubdtype(value.data.dtype, np.floating):
-            value.data = np.where(mask.data, value.data, value.data.dtype.type(np.nan))
-        return value
-    return loaded
-
-
-@contextlib.contextmanager
 def looking(look):
-    """look(kernel, number of an argument, operation, addresses, used, bytes of an element) is called at each access."""
+    """look(kernel, number of an argument, operation, addresses, masked, bytes of an element) is called at each access.
+
+    `addresses` [elements] has no masked lanes; `masked` is how many there were.
+    """
     _looks.append(look)
     try:
-        with contextlib.nullcontext() if len(_looks) > 1 else _standing_in():
-            yield
+        yield
     finally:
         _looks.remove(look)
 
 
-@contextlib.contextmanager
-def _standing_in():
-    memory, executor = _Memory(interpreter._interpreter), interpreter.GridExecutor
-    call, arguments, patch = executor.__call__, executor._init_args_hst, interpreter._patch_lang_tensor
+class _Launch:
+    """A launch of a kernel, called for each program.
 
-    def launch(self, *args, **kwargs):
-        fn = self.fn
-        self.fn = memory.kernel = _Kernel(fn)
-        try:
-            return call(self, *args, **kwargs)
-        finally:
-            self.fn = fn
-
-    def to_host(self, *given):
-        args, kwargs = arguments(self, *given)
-        self.fn.tensors = inspect.getcallargs(self.fn, *args, **kwargs)
-        return args, kwargs
-
-    def patch_index(tensor, scope):                      # Triton 3.6 takes int() of an array, which NumPy 2.4 refuses
-        patch(tensor, scope)
-        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
-
-    with (mock.patch.multiple(interpreter, _interpreter=memory, _patch_lang_tensor=patch_index),
-          mock.patch.multiple(executor, __call__=launch, _init_args_hst=to_host)):
-        yield
-
-
-class _Kernel:
-    """A kernel's function. Before its first program runs, it marks each pointer argument with a number.
-
-    The mark is the highest byte of the address. Pointer arithmetic carries it along, so that an access tells which
-    argument it came from, even where q, k and v are views of one tensor. `_Memory` takes it off.
+    Before the first program, each pointer argument is marked with a number, in the highest byte of its address. Pointer
+    arithmetic carries the mark along, so that an access tells which argument it came from, even where q, k and v are
+    views of one tensor. `_Memory` takes it off.
     """
 
     def __init__(self, fn):
-        self.fn, self.tensors, self.names, self.problems = fn, {}, [], []
+        self.fn, self.tensors = fn, {}
         self.__name__, self.__globals__, self.__signature__ = fn.__name__, fn.__globals__, inspect.signature(fn)
+        self.names, self.elements, self.touched = [], [], []                 # of each pointer argument
+        self.storages = {}                               # what is Touched, by the address of its storage
+        self.accesses, self.starts, self.programs = 0, [], []
+        self.lines = {}                                  # of the stores and atomics, by their number
+        self.patched = set()                             # globals of functions whose tl is the interpreter's
 
     def __call__(self, **arguments):
-        if not self.names:
-            self.enter(ELSEWHERE, _in_no_tensor)         # number 0: no mark
+        if not self.programs:
+            self.enter(ELSEWHERE, Anywhere(), None)      # number 0: no mark
             for name, value in arguments.items():
                 self.mark(name, value, self.tensors[name])
+        self.starts.append(self.accesses)
+        self.programs.append(interpreter.interpreter_builder.grid_idx)
         return self.fn(**arguments)
 
     def mark(self, name, value, tensor):
@@ -128,86 +89,140 @@ class _Kernel:
         handle = getattr(value, "handle", None)
         handle = getattr(handle, "base", handle)         # of a tensor descriptor
         if isinstance(handle, interpreter.TensorHandle) and handle.dtype.is_ptr():
-            handle.data = handle.data | np.uint64(len(self.names)) << MARK
+            handle.data = handle.data | np.uint64(len(self.names) << MARK)
             while hasattr(tensor, "base"):               # descriptors, and tensors that are read as another type
                 tensor = tensor.base
-            self.enter(name, _Elements(name, tensor).problem if hasattr(tensor, "data_ptr") else _in_no_tensor)
+            known = hasattr(tensor, "data_ptr")
+            self.enter(name, Elements(name, tensor) if known else Anywhere(), tensor if known else None)
 
-    def enter(self, name, problem):
+    def enter(self, name, elements, tensor):
         self.names.append(name)
-        self.problems.append(problem)
+        self.elements.append(elements)
+        if tensor is None:
+            self.touched.append(None)
+            return
+        storage, unit = tensor.untyped_storage(), tensor.element_size()
+        known = self.storages.setdefault(storage.data_ptr(), Touched(storage, unit))
+        known.unit = min(known.unit, unit)
+        self.touched.append(known)
 
+    def check(self, number, operation, addresses, size):
+        """Raise MemoryFault for an access outside of a tensor, and for a race."""
+        wrong = self.elements[number].outside(addresses, size)
+        if wrong:
+            raise MemoryFault(f"{self.__name__} {VERBS[operation]} {wrong}: {shown(line())}")
+        if self.touched[number] is None:
+            return
+        self.accesses += 1
+        if operation != "load":
+            self.lines[self.accesses] = line()
+        clash = self.touched[number].clash(operation, addresses, size, self.accesses, self.starts[-1])
+        if clash:
+            address, other, access = clash
+            both = dict.fromkeys([line(), *([self.lines[access]] if access in self.lines else [])])
+            raise MemoryFault(f"a race in {self.__name__}: {self.program(self.accesses)} {VERBS[operation]} "
+                              f"{self.elements[number].element(address)}, and {self.program(access)} {VERBS[other]} "
+                              f"it too: {' and '.join(map(shown, both))}")
 
-class _Elements:
-    """Which addresses are elements of a tensor: of the view itself, not of the memory that it is a part of."""
-
-    def __init__(self, name, x):
-        self.name, self.base, self.size = name, x.data_ptr(), x.element_size()
-        self.shape, self.strides = list(x.shape), list(x.stride())
-        self.steps = sorted(((stride, length, place) for place, (length, stride) in enumerate(zip(x.shape, x.stride()))
-                             if length > 1 and stride > 0), reverse=True)     # the widest first: greedy division
-        spans = [(length - 1) * stride for stride, length, _ in self.steps]
-        self.end = 1 + sum(spans) if x.numel() else 0
-        if not (self.end and spans) or any(stride <= sum(spans[i:]) for i, (stride, *_) in enumerate(self.steps, 1)):
-            self.shape, self.steps = [self.end], [(1, self.end, 0)]          # one place, none, or windows that overlap
-        self.dense = self.end == np.prod([length for _, length, _ in self.steps])
-
-    def problem(self, addresses, size) -> str:
-        """"" if `size` bytes from each address on are in elements, or else which is the first that is not."""
-        for byte in (0, size - 1):
-            rest = (addresses.astype(np.int64) - self.base + byte) // self.size
-            if not rest.size or self.dense and 0 <= rest.min() and rest.max() < self.end:
-                continue                                 # nearly always
-            places, inside = [np.zeros_like(rest) for _ in self.shape], np.ones(rest.shape, bool)
-            for stride, length, place in self.steps:
-                places[place], rest = rest // stride, rest % stride
-                inside &= (places[place] >= 0) & (places[place] < length)
-            for i in np.flatnonzero(~inside | (rest != 0))[:1]:
-                if inside[i]:
-                    return f"what lies between the elements of {self.name}, whose strides are {self.strides}"
-                index = [int(place[i]) for place in places]
-                index, shape = index if len(index) > 1 else index[0], " x ".join(map(str, self.shape))
-                return f"element {index} of {self.name}, which has {shape}"
-        return ""
-
-
-def _in_no_tensor(addresses, size) -> str:
-    """"" if `size` bytes from each address on are in any tensor there is: for pointers of unknown origin."""
-    inside = np.zeros(addresses.shape, bool)
-    for x in gc.get_objects() if addresses.size else ():
-        if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
-            first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
-            inside |= (addresses >= first) & (addresses + size <= first + length)
-    return "" if inside.all() else "an address outside of all tensors"
+    def program(self, access):
+        """Which program made an access: "program 3", or "program (3, 0)" in a grid of two dimensions."""
+        of, dim = self.programs[bisect.bisect_left(self.starts, access) - 1], interpreter.interpreter_builder.grid_dim
+        used = max([1, *(axis for axis, length in enumerate(dim, 1) if length > 1)])
+        return f"program {of[:used] if used > 1 else of[0]}"
 
 
 class _Memory:
-    """In place of the interpreter's C++ module: show an access to all who look, take off the marks, pass it on."""
+    """In place of the interpreter's C++ module: check an access, show it to all who look, take off the marks, pass it on."""
 
     def __init__(self, module):
-        self.module, self.kernel = module, None
+        self.module, self.launch = module, None
 
     def __getattr__(self, name):
         return getattr(self.module, name)
 
     def load(self, pointers, mask, other, dtype):
-        return self.module.load(self.shown("load", pointers, mask, dtype), mask, other, dtype)
+        return self.module.load(self.seen("load", pointers, mask, dtype), mask, other, dtype)
 
     def store(self, pointers, value, mask):
-        return self.module.store(self.shown("store", pointers, mask, value.dtype), value, mask)
+        return self.module.store(self.seen("store", pointers, mask, value.dtype), value, mask)
 
     def atomic_rmw(self, operation, pointers, value, mask, order):
-        return self.module.atomic_rmw(operation, self.shown("atomic", pointers, mask, value.dtype), value, mask, order)
+        return self.module.atomic_rmw(operation, self.seen("atomic", pointers, mask, value.dtype), value, mask, order)
 
     def atomic_cas(self, pointers, expected, value, order):
-        return self.module.atomic_cas(self.shown("atomic", pointers, True, value.dtype), expected, value, order)
+        return self.module.atomic_cas(self.seen("atomic", pointers, True, value.dtype), expected, value, order)
 
-    def shown(self, operation, pointers, mask, dtype):
-        marks, addresses = pointers >> MARK, pointers & ((np.uint64(1) << MARK) - np.uint64(1))
-        used = np.broadcast_to(np.asarray(mask, bool), pointers.shape)
-        first = marks.flat[0]
-        for mark in [first] if (marks == first).all() else np.unique(marks):     # nearly always one
-            lanes = marks == mark
+    def seen(self, operation, pointers, mask, dtype):
+        """Addresses without marks, when all that should has looked at them."""
+        addresses, size = pointers & ADDRESS, np.dtype(dtype).itemsize
+        used = np.broadcast_to(mask, pointers.shape)
+        lanes = pointers.ravel() if used.all() else pointers[used]
+        masked = pointers.size - lanes.size
+        first = int(pointers.flat[0]) >> MARK if pointers.size else 0
+        if not lanes.size or int(lanes.min()) >> MARK == first == int(lanes.max()) >> MARK:      # nearly always
+            parts = [(first, lanes, masked)]
+        else:
+            marks, lost = lanes >> np.uint64(MARK), pointers[~used] >> np.uint64(MARK)
+            parts = [(int(mark), lanes[marks == mark], int((lost == mark).sum())) for mark in np.unique(marks)]
+        for number, lanes, masked in parts:
+            lanes = lanes & ADDRESS
+            if lanes.size:
+                self.launch.check(number, operation, lanes, size)
             for look in _looks:
-                look(self.kernel, int(mark), operation, addresses[lanes], used[lanes], np.dtype(dtype).itemsize)
+                look(self.launch, number, operation, lanes, masked, size)
         return addresses
+
+
+def _install():
+    """Once a process: Triton's interpreter becomes what the top of this file says."""
+    memory, executor, builder = _Memory(interpreter._interpreter), interpreter.GridExecutor, interpreter.InterpreterBuilder
+    call, arguments, patch_tensor = executor.__call__, executor._init_args_hst, interpreter._patch_lang_tensor
+    patch, one_at_a_time = interpreter._patch_lang, threading.RLock()
+
+    def launch(self, *args, **kwargs):
+        with one_at_a_time:
+            fn, outer = self.fn, memory.launch
+            self.fn = memory.launch = _Launch(fn)
+            try:
+                return call(self, *args, **kwargs)
+            except Exception as error:
+                cause = error
+                while cause.__cause__ is not None:       # the interpreter wraps what a kernel raises
+                    cause = cause.__cause__
+                if isinstance(cause, MemoryFault):
+                    raise cause.with_traceback(None) from None
+                raise
+            finally:
+                self.fn, memory.launch = fn, outer
+
+    def to_host(self, *given):
+        args, kwargs = arguments(self, *given)
+        self.fn.tensors = inspect.getcallargs(self.fn, *args, **kwargs)
+        return args, kwargs
+
+    def patch_once(fn):                                  # Triton does it at every call of a function within a kernel
+        done, key = memory.launch.patched if memory.launch else set(), id(fn.__globals__)
+        if key in done:
+            return interpreter._LangPatchScope()
+        done.add(key)
+        return patch(fn)
+
+    def patch_index(tensor, scope):                      # Triton 3.6 takes int() of an array, which NumPy 2.4 refuses
+        patch_tensor(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    small_floats.install()
+    load = builder.create_masked_load
+
+    def load_undefined(self, ptrs, mask, other, *args, **kwargs):
+        value = load(self, ptrs, mask, other, *args, **kwargs)
+        if other is None and np.issubdtype(value.data.dtype, np.floating) and not mask.data.all():
+            value.data = np.where(mask.data, value.data, value.data.dtype.type(np.nan))
+        return value
+
+    executor.__call__, executor._init_args_hst, builder.create_masked_load = launch, to_host, load_undefined
+    interpreter._interpreter, interpreter._patch_lang, interpreter._patch_lang_tensor = memory, patch_once, patch_index
+
+
+if device.INTERPRETED:
+    _install()

@@ -14,7 +14,7 @@ from helpers.lessons import (backward_triton, causal_and_multihead, flash_attent
 
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
 BOUNDS = dict(zip(TYPES, (2e-6, 2e-3, 1.6e-2)))          # of a gradient, as a share of its largest element
-# what rounding p and o may cost, as a share of p |v|; for bfloat16 the interpreter keeps p in float32 and cuts o
+# what rounding p and o may cost, as a share of p |v|
 ROUNDING = dict(zip(TYPES, (0, 2**-10, 2**-7)))
 TUNED = device.INTERPRETED or torch.cuda.get_device_capability()[0] in (9, 10)      # descriptors and FP8 serve here
 

@@ -134,8 +134,8 @@ def test_sentences_say_what_and_where():
     assert "MB at its peak, expected less than 8.00 MB" in found
     assert "dk of key 32 used do of queries 0 to 31" in said(
         check.blocked_dkdv, gradients.dkdv(start=lambda *a: 0), "tiles above the diagonal are not visited")
-    assert said(check.grouped_dkdv, backward.how("stores"), "grouped heads") == \
-        "4 query heads, 2 key heads: dk is not the sum over each group of 2"
+    assert said(check.grouped_dkdv, backward.GROUPED["wrong"]["grouped heads"][1], "grouped heads") == \
+        "4 query heads, 2 key heads: dv is not the sum over each group of 2"
     assert "m = 0, l = 0, m + log(l) is -inf, expected -9995" in said(
         check.online_softmax, online_softmax.online(start=0.0), "scores far below 0")
     assert said(check.merge, online_softmax.merging(shrink_b=False), "the first piece has the larger maximum") == \
@@ -148,7 +148,9 @@ def test_sentences_say_what_and_where():
 
 @pytest.mark.skipif(not device.INTERPRETED, reason="a GPU does not say who wrote")
 @pytest.mark.parametrize("how,said", [
-    ("stores", "two programs store to element 0 of dk"), ("atomics", "an atomic operation, where"),
+    ("stores", "a race in dkdv_kernel: program (0, 1) stores element [0, 0, 0, 0] of dk_ptr, and program (0, 0) stores "),
+    ("adds", "a race in dkdv_kernel: program (0, 1) loads element [0, 0, 0, 0] of dk_ptr, and program (0, 0) stores it"),
+    ("atomics", "an atomic operation, where"),
     ("parts", "dk is not what a kernel stored: element 0 of 3200 comes from elsewhere")])
 def test_two_owners_of_a_number_are_told(how, said):
     fn = backward.expanded if how == "parts" else backward.how(how)

@@ -27,15 +27,37 @@ def test_triton_imported_too_early():
     assert "ImportError: triton was imported before helpers.device" in done.stderr
 
 
-def test_interpreter_on_request_and_forbidden():
-    show = "from helpers import device; import os; print(device.INTERPRETED, os.environ.get('TRITON_INTERPRET'))"
-    assert python(show, TRITON_INTERPRET="1").stdout == "True 1\n"
-    assert python(show, TRITON_INTERPRET="0").stdout == "False 0\n"
+PRETEND = """
+import torch
+torch.cuda.is_available = lambda: {gpu}
+torch.cuda.get_device_capability = lambda device=0: [{capability}, (12, 0)][device]     # the second GPU is a better one
+torch.cuda.get_device_name = lambda device=0: ["Tesla T4", "a second GPU"][device]
+from helpers import device
+import triton
+assert device.INTERPRETED == triton.knobs.runtime.interpret
+print(device.INTERPRETED, device.DEVICE, device.describe().partition(" (torch")[0], sep="; ")
+"""
+NONE, T4 = "[gpu] none in use: ", "[gpu] Tesla T4, compute capability "
+
+
+@pytest.mark.parametrize("wish,gpu,capability,said", [
+    ("0", False, (0, 0), f"False; cuda; {NONE}Triton compiles, CUDA C++ in an emulator"),
+    ("True", False, (0, 0), f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator"),
+    ("", False, (0, 0), f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator"),
+    ("", True, (8, 0), f"False; cuda; {T4}8.0"),
+    ("off", True, (7, 5), f"False; cuda; {T4}7.5"),
+    ("yes", True, (9, 0), f"True; cpu; {T4}9.0, not in use: Triton runs in its interpreter, as TRITON_INTERPRET asks"),
+    (None, True, (7, 5), f"True; cpu; {T4}7.5: Triton's kernels here need 8.0, so Triton runs in its interpreter")])
+def test_the_choice_is_triton_s_and_is_told(wish, gpu, capability, said):
+    """GPUs are pretended."""
+    environment = {} if wish is None else dict(TRITON_INTERPRET=wish)
+    done = python(PRETEND.format(gpu=gpu, capability=capability), **environment)
+    assert done.stdout.strip() == said, done.stderr
 
 
 def test_dot_type():
     assert device.dot_type(torch.float16) == tl.float16 and device.dot_type(torch.float32) == tl.float32
-    assert device.dot_type(torch.bfloat16) == (tl.float32 if device.INTERPRETED else tl.bfloat16)
+    assert device.dot_type(torch.bfloat16) == tl.bfloat16
     with pytest.raises(TypeError, match="no kernel for torch.int64"):
         device.dot_type(torch.int64)
 

@@ -6,6 +6,7 @@ import sysconfig
 import textwrap
 
 from helpers import ROOT
+from helpers.accesses import MemoryFault
 
 WIDTH = 110                                              # more wraps inside words in a window of 1440 pixels
 NOT_THEIRS = str(ROOT / "helpers"), sysconfig.get_path("stdlib"), "<exported cells", "<frozen"
@@ -37,6 +38,8 @@ def is_stub(error):
 def raised(error):
     """A sentence about an exception, with the reader's line that led to it."""
     cause, place = _chain(error)[-1], "it"
+    if isinstance(cause, MemoryFault):                   # names the line itself
+        return str(cause)
     message = str(cause)
     if getattr(cause, "src", None) and hasattr(getattr(cause, "node", None), "lineno"):      # of Triton's compiler
         place = _line(cause.node.lineno, "of the kernel", cause.src.splitlines()[cause.node.lineno - 1])
