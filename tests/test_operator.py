@@ -364,6 +364,8 @@ def test_a_second_derivative_is_refused(fn):
     (dict(q=[1]), TypeError, "q is a list"), (dict(k=torch.zeros(1, 2, 5, 4)), ValueError, "v has shape"),
     (dict(v=torch.zeros(1, 2, 5, 8).double()), TypeError, "float64"), (dict(dropout_p=1.0), ValueError, "dropout_p is"),
     (dict(seed=-1), ValueError, "seed is -1"), (dict(seed=0.5), TypeError, "seed is 0.5"),
+    (dict(scale="0.3"), TypeError, "scale is .*: expected a number"),
+    (dict(scale=torch.tensor(0.3)), TypeError, "scale is a Tensor: expected a number"),
     (dict(q=torch.zeros(1, 4, 5, 8)), ValueError, "enable_gqa")], ids=str)
 def test_wrong_arguments_are_refused(change, error, message):
     def moved(x):
