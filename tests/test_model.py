@@ -196,6 +196,27 @@ def test_encode():
     assert alphabet == "ehlo" and found.tolist() == [1, 0, 2, 2, 3] and found.dtype == torch.int64
 
 
+@pytest.mark.parametrize("text,options,message", [
+    (TEXT[:16], {}, "tokens has 16 characters, expected more than a window, N = 16"),
+    (TEXT[:1], {}, "tokens has 1 characters"), ("", {}, "text is empty"),
+    (TEXT, dict(N=0), "batch is 2 and N is 0"), (TEXT, dict(batch=0), "batch is 0 and N is 16"),
+    (TEXT, dict(N=17), r"tokens has shape \[2, 17\], expected \[B, N\] with N from 1 to 16")], ids=str)
+def test_training_refuses(text, options, message):
+    with pytest.raises(ValueError, match=message):
+        next(lesson.train(small(flash), lesson.encode(text)[0], 1, **dict(dict(batch=2, N=16), **options)))
+
+
+def test_training_on_a_single_window():
+    losses = [*lesson.train(small(flash), lesson.encode(TEXT)[0][:17], 2, batch=1, N=16)]
+    assert len(losses) == 2 and losses[1] < losses[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (5,), (1, 2, 3)], ids=str)
+def test_the_gpt_refuses_tokens(shape):
+    with pytest.raises(ValueError, match=r"tokens has shape \[.*\], expected \[B, N\] with N from 1 to 16"):
+        small(flash)(torch.zeros(shape, dtype=torch.int64, device=device.DEVICE))
+
+
 @pytest.mark.parametrize("dropout,steps", [(0.0, 6), (0.3, 3)])
 def test_loss_curves_lie_on_each_other(dropout, steps):
     (standard, wanted), (triton, got) = (run(module, dropout, steps) for module in MODULES[:2])
@@ -216,7 +237,7 @@ def test_the_gpt_is_causal():
     other[0, 9] = (other[0, 9] + 1) % len(set(TEXT))
     before, after = model(rows), model(other)
     assert torch.equal(before[:, :9], after[:, :9]) and not torch.equal(before[:, 9:], after[:, 9:])
-    with pytest.raises(ValueError, match="tokens has 17 characters a row, the model was made for at most 16"):
+    with pytest.raises(ValueError, match=r"tokens has shape \[1, 17\], expected \[B, N\] with N from 1 to 16"):
         model(torch.zeros(1, 17, dtype=torch.int64, device=device.DEVICE))
 
 
@@ -249,6 +270,12 @@ def test_drop_in_is_sdpa(options):
     close([lesson.drop_in(*shorter, enable_gqa=True)], [F.scaled_dot_product_attention(*shorter, enable_gqa=True)])
 
 
+@pytest.mark.parametrize("scale", [torch.tensor(0.3), torch.tensor(2), np.float32(0.3), 1], ids=repr)
+def test_drop_in_takes_the_scales_that_sdpa_takes(scale):
+    q, k, v = tokens(3, 1, 2, 12, 16)
+    close([lesson.drop_in(q, k, v, scale=scale)], [F.scaled_dot_product_attention(q, k, v, scale=scale)])
+
+
 def test_drop_in_takes_arguments_by_place():
     q, k, v = tokens(3, 1, 2, 12, 16)
     torch.manual_seed(1)
@@ -266,6 +293,8 @@ def test_drop_in_takes_arguments_by_place():
     (lambda q, k, v: dict(query=q[0], key=k[0], value=v[0]), ValueError, "q has 3 dimensions"),
     (lambda q, k, v: dict(query=q.double(), key=k.double(), value=v.double()), TypeError, "float64"),
     (lambda q, k, v: dict(dropout_p=1.0), ValueError, "dropout_p is 1.0"),
+    (lambda q, k, v: dict(scale=torch.tensor([0.3])), TypeError, r"scale is a tensor of shape \[1\]"),
+    (lambda q, k, v: dict(scale=torch.tensor(0.3, requires_grad=True)), TypeError, "requires a gradient: True"),
 ])
 def test_drop_in_refuses(change, error, message):
     q, k, v = tokens(3, 1, 2, 12, 16)
