@@ -7,7 +7,7 @@ import torch
 import triton
 from hypothesis import given, settings, strategies as st
 
-from attention import (V3, V4, VIEWS, array, causal_or_not, close, each_empty_shape, each_value, half_types, inputs,
+from attention import (V3, V4, VIEWS, array, causal_or_not, close, each_empty_shape, half_types, inputs,
                        long_tiles, nan_in_new_memory, needs_fp8, quietly, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
