@@ -6,7 +6,7 @@
 - bfloat16 and float8 are computed and rounded as a GPU does it (helpers/small_floats.py).
 - Launches from several threads wait for each other.
 
-Triton 3.6 to 3.9: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
+Triton 3.6 and 3.7: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
 four functions of the interpreter's C++ module. A stand-in for that module tells which argument of which kernel each of
 them belongs to. `watched` and `looking` see them all.
 """
