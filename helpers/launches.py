@@ -23,17 +23,17 @@ def launch(kernel, kind, plan, **changing):
     dictionary of all other arguments, of the descriptors, and of options. `kind` holds whatever these depend on.
     """
     with torch.cuda.device_of(next(iter(changing.values()))):          # Triton launches on the current GPU
-        key = id(kernel), kind
-        if key not in _kept:
-            return _first(kernel, key, plan, changing)
-        _, compiled, grid, arguments, descriptors = _kept[key]
+        kept = _kept.get((id(kernel), kind))
+        if kept is None:
+            return _first(kernel, kind, plan, changing)
+        _, compiled, grid, arguments, descriptors = kept
         given = arguments | changing
-        for name, descriptor in descriptors.items():
+        for name, descriptor in descriptors:
             given[name] = of(descriptor, changing[name])
         compiled[grid](*given.values())
 
 
-def _first(kernel, key, plan, changing):
+def _first(kernel, kind, plan, changing):
     grid, others = plan()
     compiled = kernel[grid](**changing | others)
     if compiled is None or not set(kernel.arg_names) <= changing.keys() | others.keys():
@@ -41,8 +41,8 @@ def _first(kernel, key, plan, changing):
     if len(_kept) >= MOST:
         _kept.clear()
     arguments = {name: None if name in changing else others[name] for name in kernel.arg_names}
-    descriptors = {name: of(others[name], None) for name in changing.keys() & others.keys()}
-    _kept[key] = kernel, compiled, (*grid, 1, 1)[:3], arguments, descriptors
+    descriptors = [(name, of(others[name], None)) for name in changing.keys() & others.keys()]
+    _kept[id(kernel), kind] = kernel, compiled, (*grid, 1, 1)[:3], arguments, descriptors      # kernel: the id stays its
 
 
 def of(descriptor, x):

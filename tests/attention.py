@@ -71,13 +71,13 @@ VIEWS = {                                              # how a tensor may lie in
 
 @contextmanager
 def nan_in_new_memory():
-    """torch.empty gives NaN in every floating-point type, those of eight bits included."""
-    empty = torch.empty
-
-    def filled(*size, **options):
-        out = empty(*size, **options)
-        return out.fill_(float("nan")) if out.is_floating_point() else out
-    with mock.patch.object(torch, "empty", filled):
+    """torch.empty and torch.empty_like give NaN in every floating-point type, those of eight bits included."""
+    def filling(make):
+        def filled(*size, **options):
+            out = make(*size, **options)
+            return out.fill_(float("nan")) if out.is_floating_point() else out
+        return filled
+    with mock.patch.multiple(torch, empty=filling(torch.empty), empty_like=filling(torch.empty_like)):
         yield
 
 
