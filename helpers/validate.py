@@ -36,7 +36,11 @@ def many_heads(q, k, v, enable_gqa: bool):
     """
     tensors(q=q, k=k, v=v)
     flag(enable_gqa=enable_gqa)
-    _fit((q.shape, k.shape, v.shape), (q.stride(), k.stride(), v.stride()), enable_gqa)
+    kind = (q.shape, k.shape, v.shape), (q.stride(), k.stride(), v.stride()), enable_gqa
+    try:
+        _fit(*kind)
+    except TypeError:                                    # symbolic sizes, the compiler's, have no hash
+        _fit.__wrapped__(*kind)
 
 
 @functools.lru_cache(maxsize=1024)                       # a model asks for the same few again and again
