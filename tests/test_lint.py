@@ -13,7 +13,7 @@ from helpers import ROOT, lessons
 
 IMPORTS = ['import sys', 'sys.path.insert(0, "..")                  # the course\'s folder, which holds helpers/']
 TAGS = {"nbval-ignore-output", "raises-exception"}
-UNCOMPARED = 3                                           # cells of a lesson that nbval may leave uncompared
+UNCOMPARED = 4                                           # cells of a lesson that nbval may leave uncompared
 TOPICS = [name.split("_", 1)[1] for name in books.NAMES]
 # "lesson 9", lesson_09 and "09_topic", but not the name of a notebook's file
 NUMBERED = re.compile(r"[Ll]esson[s]?[ _]?\d|\b\d\d_[a-z]\w*\b(?!\.ipynb)")
