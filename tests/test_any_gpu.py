@@ -10,8 +10,8 @@ from triton.runtime import interpreter
 
 import attention as att
 from helpers import ROOT, device, lessons, reference
-from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton, prefetch,
-                             softmax_triton, warp_specialization)
+from helpers.lessons import (attention_in_a_model, backward_triton, causal_and_multihead, flash_attention_triton, fp8,
+                             matmul_triton, prefetch, softmax_triton, warp_specialization)
 
 MOST = 65535                                             # programs along the second and third axis of a grid
 LAUNCHING = [module.__name__.split(".")[-1] for module in (softmax_triton, matmul_triton, flash_attention_triton,
@@ -29,6 +29,7 @@ CALLS = {
     "v2": causal_and_multihead.flash_attention_v2,
     "flash_attention": lambda *x: trained(backward_triton.flash_attention, *x),
     "v3": lambda *x: trained(fp8.flash_attention_v3, *x),
+    "operator": lambda *x: trained(attention_in_a_model.attention, *x),
     "v4": lambda *x: trained(warp_specialization.flash_attention_v4, *x),
     "dropout": lambda q, k, v: backward_triton.flash_attention(q, k, v, dropout_p=0.5, seed=1),
     "dropout_mask": lambda q, k, v: backward_triton.dropout_mask(*q.shape[:2], 3, 5, 0.5, 1, q.device)}
