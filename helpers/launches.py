@@ -26,27 +26,29 @@ def launch(kernel, kind, plan, **changing):
         kept = _kept.get((id(kernel), kind))
         if kept is None:
             return _first(kernel, kind, plan, changing)
-        _, compiled, grid, arguments, descriptors = kept
-        given = arguments | changing
-        for name, descriptor in descriptors:
-            given[name] = of(descriptor, changing[name])
-        compiled[grid](*given.values())
+        _, compiled, grid, arguments, places, descriptors = kept
+        given = arguments.copy()
+        for place, descriptor, value in zip(places, descriptors, changing.values()):
+            given[place] = of(descriptor, value) if descriptor else value
+        compiled[grid](*given)
 
 
 def _first(kernel, kind, plan, changing):
     grid, others = plan()
     compiled = kernel[grid](**changing | others)
-    if compiled is None or not set(kernel.arg_names) <= changing.keys() | others.keys():
+    names = kernel.arg_names
+    if compiled is None or not set(names) <= changing.keys() | others.keys():
         return                                           # interpreted; or tuned, and Triton knows its sizes alone
     if len(_kept) >= MOST:
         _kept.clear()
-    arguments = {name: None if name in changing else others[name] for name in kernel.arg_names}
-    descriptors = [(name, of(others[name], None)) for name in changing.keys() & others.keys()]
-    _kept[id(kernel), kind] = kernel, compiled, (*grid, 1, 1)[:3], arguments, descriptors      # kernel: the id stays its
+    descriptors = [of(others[name], None) if name in others else None for name in changing]
+    arguments = [None if name in changing else others[name] for name in names]
+    places = [names.index(name) for name in changing]
+    _kept[id(kernel), kind] = kernel, compiled, (*grid, 1, 1)[:3], arguments, places, descriptors      # the id stays its
 
 
 def of(descriptor, x):
     """A descriptor like this one, of another tensor x. Nothing is checked."""
     made = object.__new__(type(descriptor))
-    made.__dict__.update(descriptor.__dict__, base=x)
+    made.__dict__ = {**descriptor.__dict__, "base": x}
     return made

@@ -4,7 +4,7 @@ import numbers
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.autograd.forward_ad import unpack_dual
+from torch.autograd import forward_ad
 
 from helpers import device
 
@@ -155,7 +155,7 @@ def tensors(**named):
         if is_functorch_wrapped_tensor(x):
             raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
                              "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
-        if unpack_dual(x).tangent is not None:
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:       # the first is quick
             raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
                              f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
         if x.layout is not torch.strided:
