@@ -205,8 +205,8 @@ OLDER = {("dkdv", 64): 88, ("dkdv", 80): 24, ("dkdv", 128): 208, ("dkdv", 256): 
 
 def borne(case):
     """Bytes of spilled registers that are known."""
-    older = OLDER.get((case.kernel.split("_")[2], case.D), 0) if triton.__version__.startswith("3.6.") else 0
-    return max(case.stack, older)
+    name = case.kernel.removeprefix("flash_attention_").removesuffix("_kernel")
+    return max(case.stack, OLDER.get((name, case.D), 0) if triton.__version__.startswith("3.6.") else 0)
 
 
 # tests/conftest.py gives the cases of one group to one process
