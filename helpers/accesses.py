@@ -2,6 +2,7 @@
 
 helpers.interpreter asks `Elements` and `Touched` at each load, store and atomic operation of an interpreted kernel.
 """
+import contextlib
 import gc
 import linecache
 import sys
@@ -92,8 +93,9 @@ class Anywhere:
         inside = np.zeros(addresses.shape, bool)
         for x in gc.get_objects():
             if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
-                first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
-                inside |= (addresses >= first) & (addresses + size <= first + length)
+                with contextlib.suppress(RuntimeError):  # of a tensor of the compiler's, which has no memory
+                    first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
+                    inside |= (addresses >= first) & (addresses + size <= first + length)
         return "" if inside.all() else "an address outside of all tensors"
 
 

@@ -2,6 +2,7 @@
 import ast
 import contextlib
 import io
+import itertools
 import linecache
 import re
 import textwrap
@@ -12,6 +13,7 @@ import nbformat
 from helpers.lessons import MARK, NOTEBOOKS
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
+ATTEMPTS = itertools.count()
 SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.DOTALL)
 FENCED = re.compile(r"^```[\w+]+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -89,7 +91,7 @@ def attempt(exercise, source):
     first, *cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        namespace = {"__name__": exercise.lesson}
+        namespace = {"__name__": f"attempt_{next(ATTEMPTS)}"}           # operators are registered under this name
         needed = [c for c in cells if c.startswith(MARK) or _imports(c)]
         for place, cell in enumerate([first, *needed, source, exercise.check]):
             file = f"<{exercise.lesson} {exercise.number} {place} {hash(cell)}>"
