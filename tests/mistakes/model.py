@@ -56,7 +56,8 @@ def by_functions(name):
     torch.library.register_fake(name, lambda x: torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device))
     torch.library.register_autograd(name, lambda ctx, dz: ctx.z * dz - ctx.z * (ctx.z * dz).sum(1)[:, None],
                                     setup_context=lambda ctx, inputs, output: setattr(ctx, "z", output))
-    return getattr(torch.ops, name.split("::")[0]).softmax.default
+    space, op = name.split("::")
+    return getattr(getattr(torch.ops, space), op).default
 
 
 def _annotated(x: torch.Tensor) -> torch.Tensor:
