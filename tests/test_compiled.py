@@ -115,7 +115,7 @@ def backward():
         tiles = backward_triton.backward_tiles(D, TYPES[dtype], capability // 10 * 10, plain=not changes)
         what = {0: "", 1: "group", 2: "both"}[len(changes)]
         for name, sizes, spills in zip(("dkdv", "dq"), tiles, (DKDV_SPILLS, DQ_SPILLS)):
-            if name == "dq" and capability in (86, 89) or name == "dq" and what == "group":
+            if name == "dq" and capability in (86, 89):
                 continue                                 # nothing that others do not show
             yield Case("backward_triton", f"flash_attention_{name}_kernel", capability, dtype, D, sizes | changes,
                        stack=spills.get((capability, D, what), 0),

@@ -59,7 +59,7 @@ def operator(fn):
         ("the fake's shape", on(functools.partial(_fake, "shape"))),
         ("the fake's type", on(functools.partial(_fake, "dtype"))),
         ("the fake's strides", on(functools.partial(_fake, "stride"))),
-        ("the gradient", on(_gradient)),
+        ("the gradient", on(_gradients_differ)),
         ("two calls, then their gradients", on(_two_calls)),
         ("forward and backward in one graph", on(_one_graph)),
         ("one graph for all lengths", lambda fn: _every_length(fn(_new_name())))], fn)
@@ -88,10 +88,6 @@ def _fake(what, op, x):
         fake = op(mode.from_tensor(x))
     real, fake = (f() if callable(f) else f for f in (getattr(op(x), what), getattr(fake, what)))
     return "" if fake == real else f"for x {list(x.shape)}, strides {x.stride()}, {x.dtype}: {fake}, and really {real}"
-
-
-def _gradient(op, x):
-    return _gradients_differ(op, x)
 
 
 def _two_calls(op, x):
