@@ -11,6 +11,7 @@ import importlib.machinery
 import json
 import linecache
 import sys
+import types
 from pathlib import Path
 
 from helpers import ROOT, device  # noqa: F401  (chooses GPU or interpreter before an exported cell imports triton)
@@ -46,6 +47,27 @@ def source(topic: str) -> str:
     return "\n\n".join(parts)
 
 
+def variant(topic: str, *changes):
+    """The module of a lesson with other lines: for each (old, new) of `changes`, the one place where old stands is new.
+
+    It is not what an import finds. Raises ValueError if there is not one such place.
+    """
+    code = source(topic)
+    for old, new in changes:
+        if code.count(old) != 1:
+            raise ValueError(f"{old!r} stands {code.count(old)} times in lesson {topic!r}, and not once")
+        code = code.replace(old, new)
+    module = types.ModuleType(f"{topic}_{abs(hash(code)):x}")
+    _execute(module, code, f"<{module.__name__}>")
+    return module
+
+
+def _execute(module, code, file):
+    linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)          # None: it does not age
+    module.__file__ = file                               # with this, inspect finds the source of classes as well
+    exec(compile(code, file, "exec"), module.__dict__)
+
+
 class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds and loads helpers.lessons.TOPIC."""
 
@@ -55,10 +77,7 @@ class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(fullname, self, origin=f"<exported cells of {notebook(topic).name}>")
 
     def exec_module(self, module):
-        code, file = source(module.__name__.rpartition(".")[2]), module.__spec__.origin
-        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)      # None: it does not age
-        module.__file__ = file                           # with this, inspect finds the source of classes as well
-        exec(compile(code, file, "exec"), module.__dict__)
+        _execute(module, source(module.__name__.rpartition(".")[2]), module.__spec__.origin)
 
 
 if not any(type(finder).__name__ == "_Lessons" for finder in sys.meta_path):

@@ -6,7 +6,7 @@ are CUDA events around one call, after a rest and a warm-up, with the L2 cache o
 the hardware's counters.
 """
 from helpers import device, records
-from helpers.bench import clock, programs, attention, claims, host, model      # they enter their suites
+from helpers.bench import clock, programs, attention, claims, host, model, planted      # they enter their suites
 from helpers.bench.run import SUITES, rows_of
 
 import torch
