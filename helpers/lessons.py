@@ -8,6 +8,7 @@ edit, restart, or call importlib.reload.
 import importlib
 import importlib.abc
 import importlib.machinery
+import itertools
 import json
 import linecache
 import sys
@@ -18,6 +19,7 @@ from helpers import ROOT, device  # noqa: F401  (chooses GPU or interpreter befo
 
 NOTEBOOKS = ROOT / "notebooks"
 MARK = "#| export"
+_variants = itertools.count()                            # their numbers
 __path__ = []                                            # makes this module a package, whose modules the finder makes
 
 
@@ -57,8 +59,13 @@ def variant(topic: str, *changes):
         if code.count(old) != 1:
             raise ValueError(f"{old!r} stands {code.count(old)} times in lesson {topic!r}, and not once")
         code = code.replace(old, new)
-    module = types.ModuleType(f"{topic}_{abs(hash(code)):x}")
-    _execute(module, code, f"<{module.__name__}>")
+    return module_of(code, f"{topic}_{next(_variants)}")
+
+
+def module_of(code: str, name: str):
+    """A module of this source, which tracebacks and inspect find. It is not what an import finds."""
+    module = types.ModuleType(name)
+    _execute(module, code, f"<{name}>")
     return module
 
 

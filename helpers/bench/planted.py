@@ -88,8 +88,8 @@ def launcher(who, large):
     return call, call(usual)
 
 
-def said(name: str) -> str:
-    """What the simulator says of a planted fault, in ten schedules: a sentence, "" for nothing."""
+def said(name: str):
+    """What the simulator says of a planted fault in ten schedules: a Fault, or None."""
     from helpers import simulator
     who, changes = PLANTED[name]
     call, _ = launcher(who, large=False)

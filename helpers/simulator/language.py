@@ -22,7 +22,7 @@ def elementwise(function, unit=None):
         x = tile(x)
         if unit:
             machine.turn()
-            machine.active.time = machine.spend(x.data.size / 16, unit, function.__name__)
+            machine.active.time = machine.spend(x.data.size / 16, unit, " x ".join(map(str, x.shape)))
         return Tile(function(x.data), x.dtype, x.layout)
     return apply
 

@@ -10,6 +10,7 @@ Times are toys, which decide who goes first. With a seed, each partition has a p
 import linecache
 import random
 import sys
+import textwrap
 import traceback
 from collections import namedtuple
 
@@ -19,11 +20,17 @@ from greenlet import getcurrent, greenlet
 MARK = "__simulated__"                                   # a name in the globals of simulated functions
 MOST_TURNS = 10**6                                       # of one program: a loop that never ends is a fault, too
 
-Event = namedtuple("Event", "unit partition begin end label function")       # what a unit did, in toy clocks
+# what a unit did, from when to when in toy clocks, for which function, and how many products that partition had under way
+Event = namedtuple("Event", "unit partition begin end label function pending")
 
 
 class Fault(Exception):
-    """What a kernel does wrong, in a sentence, and the lines where."""
+    """Fault(sentence, *places): what a kernel does wrong, and who is at which line."""
+
+    def __str__(self):
+        sentence, *places = self.args
+        return "\n".join([textwrap.fill(sentence, 98), *(textwrap.shorten(f"  {place}", 98, placeholder=" ...")
+                                                        for place in places)])
 
 
 def line_of(frame, number=None):
@@ -84,7 +91,7 @@ class Barrier:
         self.bytes = 0                                   # expected, less those that have come
         self.phase = 0                                   # how many are over
         self.copies = False                              # whether copies are counted here
-        self.doubt = ""                                  # of an arrival that may count for the wrong phase
+        self.doubt = ()                                  # of an arrival that may count for the wrong phase
         self.by, self.once = [], False                   # who has arrived in this phase; each once, in the one before?
         self.arrived, self.known = Clock(), Clock()      # what is known to those who arrived; to those who waited
 
@@ -95,7 +102,7 @@ class Barrier:
             raise Fault(machine.one_too_many(self, nbytes))
         if unsure and not self.doubt:
             self.doubt = (f"{p.name} arrives at {machine.name(self)} again without knowing that phase {before} is over, for "
-                          f"which it has arrived: who waits there may be told too early\n  {machine.here()}")
+                          f"which it has arrived: who waits there may be told too early", machine.here())
         alone = count == self.count and not nbytes       # the phase ends with this arrival
         p.arrivals[self] = p.clock[p], -1 if alone else self.phase
         self.by += [p] * count
@@ -107,12 +114,12 @@ class Barrier:
         """The bytes of a copy have come."""
         access.over = self, self.phase + 1
         self.bytes -= access.nbytes
-        self.check(f"\n  {access.place}")
+        self.check(access.place)
 
-    def check(self, place=""):
+    def check(self, *places):
         if self.missing == 0 and self.bytes < 0:
             raise Fault(f"{machine.name(self)} was told to expect {-self.bytes} bytes less in phase {self.phase} than "
-                        f"are copied, so that the phase ends too early{place}")
+                        f"are copied, so that the phase ends too early", *places)
         if self.missing == self.bytes == 0:
             self.phase, self.missing = self.phase + 1, self.count
             self.by, self.once = [], len(set(self.by)) == len(self.by)
@@ -140,7 +147,7 @@ class Partition:
             self.result = function(*arguments)
         except Fault as fault:
             steps = [step for step in traceback.walk_tb(fault.__traceback__) if MARK in step[0].f_globals]
-            raise Fault(f"{fault}\n  {self.name}, {line_of(*steps[-1])}") from None
+            raise Fault(*fault.args, f"{self.name}, {line_of(*steps[-1])}") from None
 
     def step(self):
         """The step that this partition is in."""
@@ -164,7 +171,7 @@ class Machine:
                 self.advance()
             self.finish()
         except Fault as fault:
-            raise Fault(f"{title}: {fault}") from None
+            raise Fault(f"{title}: {fault.args[0]}", *fault.args[1:]) from None
 
     def advance(self):
         """Let whoever is earliest go on: a partition that may, or a copy that lands."""
@@ -172,7 +179,7 @@ class Machine:
         step = min(free + self.flying, key=lambda each: each[0], default=None)
         self.turns += 1
         if step is None:
-            raise Fault("deadlock, nobody can go on" + "".join(map(self.state, self.partitions)))
+            raise Fault("deadlock, nobody can go on", *filter(None, map(self.state, self.partitions)))
         if self.turns > MOST_TURNS:
             raise Fault(f"after {MOST_TURNS} steps the program is not over")
         self.now, chosen = step
@@ -187,7 +194,7 @@ class Machine:
         """Nothing may be under way when the program ends."""
         for access in (access for memory in self.memory for access in memory.accesses):
             if not any(p.clock.knows(access.over) for p in self.partitions):
-                raise Fault(f"the program ends, and nobody has waited for {access.what}\n  {access.place}")
+                raise Fault(f"the program ends, and nobody has waited for {access.what}", access.place)
 
     def turn(self, ready=lambda: True):
         """Give way to whoever is earlier. This partition goes on as soon as it is ready()."""
@@ -206,7 +213,7 @@ class Machine:
         begin = max(p.time + delay * factor, self.units.get(unit, 0))
         self.units[unit] = begin + clocks * factor
         function = p.frames()[-1].f_code.co_name
-        self.events.append(Event(unit, p.name, begin, self.units[unit], label, function))
+        self.events.append(Event(unit, p.name, begin, self.units[unit], label, function, len(p.products)))
         return self.units[unit]
 
     # ------------------------------------------------------------ who may touch what
@@ -222,11 +229,11 @@ class Machine:
             old = min(meets, key=lambda old: old.writes)               # those who read, before those who write
             why = self.not_handed_on(tile, p, old) if writes else self.not_waited(tile, p, old)
             raise Fault(f"{what} {'overwrites' if writes else 'reads'} {self.name(tile)}, and {old.what} may still be "
-                        f"{'writing' if old.writes else 'reading'} it: {why}\n  {old.place}")
+                        f"{'writing' if old.writes else 'reading'} it: {why}", old.place)
         for old in near:
             if old.writes and engine and not old.engine and not any(map(p.clock.knows, old.fences)):
                 raise Fault(f"{what} may not see what {old.what} wrote into {self.name(tile)}: there is no "
-                            f"fence_async_shared() between them\n  {old.place}")
+                            f"fence_async_shared() between them", old.place)
         tile.memory.accesses = [new] + [old for old in tile.memory.accesses if not (
             old in near and p.clock.knows(old.over) and (writes or not old.writes) and old.data.size <= tile.data.size)]
         new.over = None if engine else p.step()
@@ -253,7 +260,7 @@ class Machine:
             raise Fault(f"phase {phase} of {self.name(barrier)} is over, and so is the next one: {p.name} is a whole "
                         f"phase behind, and parity {parity} now means phase {barrier.phase}")
         if barrier.doubt:
-            raise Fault(barrier.doubt)
+            raise Fault(*barrier.doubt)
         p.waits, p.waited[barrier] = None, (phase, p.clock[p])
         p.clock.learn(barrier.known)
 
@@ -272,6 +279,8 @@ class Machine:
         if barrier not in p.waited:
             return f"{p.name} has not waited for {name}"
         phase, step = p.waited[barrier]
+        if phase >= ends:
+            return f"phase {ends} of {name} is over before all its bytes have come: it was told to expect too few"
         early = [n for n, b in self.siblings(tile) if p.arrivals.get(b, (-1,))[0] >= step and not b.copies]
         if early:
             return f"{p.name} has handed it on before, at {early[0]}"
@@ -280,6 +289,8 @@ class Machine:
 
     def not_handed_on(self, tile, p, old):
         """Why partition p may not overwrite a tile that another access is still at."""
+        if old.partition is p and old.engine:
+            return f"{p.name} has not waited for that {old.what.split()[-1]}"
         barriers = [(name, b) for name, b in self.siblings(tile) if not b.copies and b not in p.arrivals]
         for name, b in barriers:
             if b in old.partition.arrivals and p.waited.get(b, (-1, 0))[0] == b.phase - 1 >= 0:
@@ -313,14 +324,14 @@ class Machine:
     def state(self, p):
         """What a partition waits for, of those in a deadlock."""
         if p.greenlet.dead:
-            return f"\n  {p.name} has ended"
+            return f"{p.name} has ended"
         if p.waits is None:
             return ""
         barrier, phase = p.waits
         missing = [f"{barrier.missing} of {barrier.count} arrivals"] if barrier.missing else []
         missing += [f"{barrier.bytes} bytes"] if barrier.bytes > 0 else []
         more = f", and has had {-barrier.bytes} bytes that nobody expects" if barrier.bytes < 0 else ""
-        return (f"\n  {p.name} waits for phase {phase} of {self.name(barrier)}, which lacks {' and '.join(missing)}{more}: "
+        return (f"{p.name} waits for phase {phase} of {self.name(barrier)}, which lacks {' and '.join(missing)}{more}: "
                 f"{line_of(p.frames()[-1])}")
 
     def name(self, thing):
