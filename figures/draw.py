@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt
 
 import readme
 from draw_memory import attention_tiling, memory_hierarchy
-from draw_pipeline import overlap, pipeline
+from draw_overlap import overlap
+from draw_pipeline import pipeline
 from draw_softmax import online_softmax
 from draw_tiles import causal_blocks, grid_to_tiles
 from helpers import ROOT

@@ -71,12 +71,14 @@ def source_of(kernel) -> str:
     parts = {}                                           # in the order in which a module needs them
 
     def add(kernel):
-        parts[kernel] = ""                               # seen
+        parts[id(kernel)] = ""                           # seen
         fn = kernel.fn
         for name in fn.__code__.co_names:
             value = fn.__globals__.get(name)
-            if isinstance(getattr(value, "fn", None), types.FunctionType) and value not in parts:
+            if isinstance(getattr(value, "fn", None), types.FunctionType) and id(value) not in parts:
                 add(value)
+                if value.fn.__name__ != name:
+                    parts[name] = f"\n\n{name} = {value.fn.__name__}\n"
             elif isinstance(value, types.ModuleType):
                 parts[name] = f"import {value.__name__} as {name}\n"
             elif hasattr(value, "__triton_builtin__"):
@@ -85,7 +87,7 @@ def source_of(kernel) -> str:
                 parts[name] = f"{name} = collections.namedtuple({name!r}, {list(value._fields)})\n"
             elif type(value).__name__ == "constexpr":
                 parts[name] = f"{name} = gl.constexpr({value.value!r})\n"
-        parts[kernel] = f"\n\n{textwrap.dedent(inspect.getsource(fn))}"
+        parts[id(kernel)] = f"\n\n{textwrap.dedent(inspect.getsource(fn))}"
     add(kernel)
     texts = sorted(parts.values(), key=lambda text: text.startswith("\n"))             # functions last
     return "".join(["import collections\n", "from triton.experimental import gluon\n",

@@ -7,6 +7,8 @@ async_store; 3.6 calls sync_threads thread_barrier; and the copy that adds has n
 """
 import functools
 
+from helpers import device  # (before triton: helpers.device says why)
+
 import torch
 from triton._C.libtriton import ir
 from triton.experimental.gluon import language as gl
@@ -15,6 +17,10 @@ from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import (fence_async_shared, mbarrier, tma,  # noqa: F401
                                                               warpgroup_mma, warpgroup_mma_wait)
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # noqa: F401
+
+# where a Gluon kernel can run on this machine: "cuda" for a Hopper GPU, "cpu" for the simulator
+HOPPER = not device.INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+DEVICE = "cuda" if HOPPER else "cpu"
 
 
 @builtin

@@ -97,6 +97,13 @@ def said(name: str):
     return simulator.schedules(lambda: call(module))
 
 
+def outcome(row: dict) -> str:
+    """What became of a planted fault on a GPU, from a row of the record, in a few words."""
+    if row["outcome"] == "hangs":
+        return "hangs" if row["launches"] == 1 else f"hangs at launch {row['launches']:,}"
+    return f"{row['wrong']:,} of {row['launches']:,} wrong"
+
+
 def on_gpu(name: str) -> dict:
     """In a process of its own: launch a planted fault again and again. {"outcome": "right", "wrong", "hangs"; …}."""
     who, changes = PLANTED[name]

@@ -96,8 +96,8 @@ def _argument(x):
 
 def _bind(kernel, known):
     """The Python function of a kernel, with our objects behind the names that it uses."""
-    if kernel in known:
-        return known[kernel]
+    if id(kernel) in known:                              # its hash would be that of all that it calls
+        return known[id(kernel)]
 
     def meaning(value):
         if id(value) in MEANINGS:
@@ -107,10 +107,10 @@ def _bind(kernel, known):
         return value.value if isinstance(value, gl.constexpr) else value
     fn, names = kernel.fn, {MARK: True, "range": numbers}
     closure = tuple(types.CellType(meaning(cell.cell_contents)) for cell in fn.__closure__ or ())
-    known[kernel] = types.FunctionType(fn.__code__, names, fn.__name__, fn.__defaults__, closure or None)
+    known[id(kernel)] = types.FunctionType(fn.__code__, names, fn.__name__, fn.__defaults__, closure or None)
     used = {name for code in _codes(fn.__code__) for name in code.co_names}
     names.update((name, meaning(fn.__globals__[name])) for name in used if name in fn.__globals__)
-    return known[kernel]
+    return known[id(kernel)]
 
 
 def _codes(code):

@@ -96,15 +96,14 @@ class Barrier:
         self.arrived, self.known = Clock(), Clock()      # what is known to those who arrived; to those who waited
 
     def arrive(self, p, count, nbytes):
-        before = p.arrivals.get(self, (0, -1))[1]        # the phase of p's last arrival: it must know that this is over
-        unsure = self.once and before >= 0 and not p.clock.knows((self, before + 1))
+        _, before, alone = p.arrivals.get(self, (0, 0, True))          # the phase of p's last arrival, and whether that ended it
+        unsure = self.once and not alone and not p.clock.knows((self, before + 1))
         if self.missing < count or unsure and nbytes:
             raise Fault(machine.one_too_many(self, nbytes))
         if unsure and not self.doubt:
             self.doubt = (f"{p.name} arrives at {machine.name(self)} again without knowing that phase {before} is over, for "
                           f"which it has arrived: who waits there may be told too early", machine.here())
-        alone = count == self.count and not nbytes       # the phase ends with this arrival
-        p.arrivals[self] = p.clock[p], -1 if alone else self.phase
+        p.arrivals[self] = p.clock[p], self.phase, count == self.count and not nbytes
         self.by += [p] * count
         self.missing, self.bytes = self.missing - count, self.bytes + nbytes
         self.arrived.learn(p.clock)
@@ -136,7 +135,7 @@ class Partition:
     def __init__(self, name, function, arguments, clock, time):
         self.name, self.clock, self.time = name, Clock({**clock, self: 1}), time
         self.ready, self.waits = (lambda: True), None    # whether it may go on; the (barrier, phase) that it waits for
-        self.waited, self.arrivals = {}, {}              # by barrier: (phase, step) of the last wait; (step, phase) of arrival
+        self.waited, self.arrivals = {}, {}              # by barrier: (phase, step) of the last wait; (step, phase, …)
         self.products, self.stores, self.work = [], [], 0           # not waited for yet; how much was done
         self.pace = 10 ** machine.random.uniform(-1, 1) if machine.random else 1
         self.greenlet = greenlet(lambda: self.run(function, arguments), machine.hub)
@@ -256,6 +255,9 @@ class Machine:
         phase = last + (last % 2 != parity)
         p.waits = barrier, phase
         self.turn(lambda: barrier.phase > phase)
+        if barrier.phase > phase + 1 == 0:
+            raise Fault(f"{p.name} waits for {self.name(barrier)} with parity 1, and has not waited for phase 0: in phase 0 this "
+                        f"wait returns at once")
         if barrier.phase > phase + 1:
             raise Fault(f"phase {phase} of {self.name(barrier)} is over, and so is the next one: {p.name} is a whole "
                         f"phase behind, and parity {parity} now means phase {barrier.phase}")
@@ -293,8 +295,11 @@ class Machine:
             return f"{p.name} has not waited for that {old.what.split()[-1]}"
         barriers = [(name, b) for name, b in self.siblings(tile) if not b.copies and b not in p.arrivals]
         for name, b in barriers:
-            if b in old.partition.arrivals and p.waited.get(b, (-1, 0))[0] == b.phase - 1 >= 0:
-                return f"{old.partition.name} handed it on, at {name}, before it was done"
+            if p.waited.get(b, (-1, 0))[0] == b.phase - 1 >= 0:        # the newest phase that is over
+                _, last, _ = old.partition.arrivals.get(b, (0, -1, False))
+                return (f"{old.partition.name} handed it on, at {name}, before it was done" if last == b.phase - 1 else
+                        f"phase {b.phase - 1} of {name} is over without {old.partition.name}: its count is too small, or "
+                        f"another has arrived twice")
         names = " or ".join(name for name, _ in barriers)
         return f"{p.name} has not waited until all who read it handed it on" + (f" ({names})" if names else "")
 
