@@ -251,13 +251,13 @@ RUNS = [(seed, run) for run in (
     lambda lesson: attention_is_right(lesson, 128, True, 300, 300, fp8=True)) for seed in (None, 1)]
 # inside the loop this does no harm: v's place, which the next copy of k waits for behind its own, is handed on later
 HARMLESS = "move up hand_on(k, i)"
-SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive)\(.*\)$")
+SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive|store_wait)\(.*\)$")
 WAITED = re.compile(r"warpgroup_mma_wait\((\d)")
 
 
-def mutants():
-    """(what changes, source) for each line of the lesson that synchronises: without it, with the other parity, a line up."""
-    lines = lessons.source("warp_specialization").splitlines()
+def mutants(lesson="warp_specialization"):
+    """(what changes, source) for each line of a lesson that synchronises: without it, with the other parity, a line up."""
+    lines = lessons.source(lesson).splitlines()
     for i, text in enumerate(lines):
         code, before = (line.split("#")[0].rstrip() for line in (text, lines[i - 1]))
         margin = re.match(r"\s*", code)[0]
