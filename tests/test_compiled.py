@@ -107,11 +107,11 @@ DQ_SPILLS = {(90, 128, "both"): 16, (120, 64, "both"): 16}
 def backward():
     both, group = dict(group=4, DROPOUT=True), dict(group=4)
     for capability, dtype, D, changes in (
-            *((capability, "fp16", D, both) for capability in (80, 86, 89, 90, 100, 120) for D in (64, 128, 256)),
-            *((capability, "fp16", D, {}) for capability in (80, 90) for D in (64, 128, 256)),
-            (80, "fp32", 256, {}), (86, "fp16", 128, group), (89, "fp16", 128, group), (90, "fp16", 64, group),
+            *((capability, "fp16", D, both) for capability in (80, 90, 100) for D in (64, 128, 256)),
+            *((capability, "fp16", 256, both) for capability in (86, 89, 120)), (86, "fp16", 128, group),
+            *((90, "fp16", D, {}) for D in (64, 128, 256)), (80, "fp16", 256, {}), (90, "fp16", 64, group),
             (90, "fp16", 128, group), (90, "bf16", 80, {}), (90, "fp32", 64, {}), (90, "fp32", 256, {}),
-            (100, "fp16", 128, group), (100, "fp32", 256, {})):
+            (100, "fp16", 128, group), (120, "fp16", 64, both)):
         tiles = backward_triton.backward_tiles(D, TYPES[dtype], capability // 10 * 10, plain=not changes)
         what = {0: "", 1: "group", 2: "both"}[len(changes)]
         for name, sizes, spills in zip(("dkdv", "dq"), tiles, (DKDV_SPILLS, DQ_SPILLS)):
