@@ -249,8 +249,10 @@ RUNS = [(seed, run) for run in (
     copy_is_right, numbers_are_right, lambda lesson: attention_is_right(lesson, 128, False, 200, 200),
     lambda lesson: attention_is_right(lesson, 64, True, 700, 700), lambda lesson: attention_is_right(lesson, 128, False, 700, 700),
     lambda lesson: attention_is_right(lesson, 128, True, 300, 300, fp8=True)) for seed in (None, 1)]
-# inside the loop this does no harm: v's place, which the next copy of k waits for behind its own, is handed on later
-HARMLESS = "move up hand_on(k, i)"
+# no harm in: handing k on early inside the loop, where v's place, which the next copy of k waits for behind its own, is
+# handed on later; and a turn that is not waited for, since turns order products for speed alone
+TURN = "mbarrier.wait(rings.turns.index(PART), (i + 1 + (PART > 0)) & 1)"
+HARMLESS = {"move up hand_on(k, i)", f"delete {TURN}"}
 SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive)\(.*\)$")
 WAITED = re.compile(r"warpgroup_mma_wait\((\d)")
 
@@ -282,9 +284,9 @@ def test_a_mutant_of_the_lesson_is_named_and_never_just_wrong(what, source):
             try:
                 assert run(lesson), "a wrong result without a fault"
             except simulator.Fault:
-                assert what != HARMLESS
+                assert what not in HARMLESS
                 return
-    assert what == HARMLESS
+    assert what in HARMLESS
 
 
 # ---------------------------------------------------------------- how it is called

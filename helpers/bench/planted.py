@@ -16,11 +16,10 @@ SECONDS, PATIENCE, LAUNCHES = 3.0, 8.0, 2000             # of launching; until o
 PROCESSES = 6                                            # side by side
 
 _PLACE = "{0}.tiles.index(i % {0}.tiles.shape[0])"       # a ring's tile, which nobody has waited for
-_FIRST = """    s = warpgroup_mma_wait(0, deps=[start_scores(q_i, k, begin, s_layout)])
+_FIRST = """    s = warpgroup_mma_wait(0, deps=[s])
     hand_on(k, begin)
 """
-_FIRST_EARLY = """    s = start_scores(q_i, k, begin, s_layout)
-    hand_on(k, begin)
+_FIRST_EARLY = """    hand_on(k, begin)
     s = warpgroup_mma_wait(0, deps=[s])
 """
 _WAIT = """        s = warpgroup_mma_wait(1, deps=[s])                                # all but the last product
