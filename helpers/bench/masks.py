@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 LENGTHS, HEAD_DIMS = (4096, 16384), (64, 128)
-WIDE, CAP = 1024, 30.0                                   # of a window, of a prefix, of a document on average; of a score
+WIDE, CAP = 1024, 30.0                                   # of a window, a prefix, a document on average; of a score
 MASKS = "causal", "window", "documents", "prefix", "ALiBi", "soft cap", "packed"
 
 
@@ -23,7 +23,7 @@ def prefix(b, h, i, j, extra):                           # extra: how many keys 
 
 @triton.jit
 def alibi(s, b, h, i, j, extra):                         # extra: slopes [heads]
-    return s - tl.load(extra[0] + h) * (i - j)
+    return s - tl.load(extra[0] + h) * (i.to(tl.float32) - j.to(tl.float32))       # fewer conversions than (i - j)
 
 
 def cuts(N: int) -> torch.Tensor:
@@ -95,13 +95,15 @@ def _ours(heads, N, name, offsets, slopes, document):
         def attend(q, k, v):                             # batches lie one behind the other
             starts = _starts(offsets, len(q))
             rows = (x.transpose(1, 2).reshape(-1, heads, x.shape[3]) for x in (q, k, v))
-            return lesson.packed_attention(*rows, starts, starts, is_causal=True).view(len(q), N, heads, -1).transpose(1, 2)
+            o = lesson.packed_attention(*rows, starts, starts, is_causal=True)
+            return o.view(len(q), N, heads, -1).transpose(1, 2)
         return attend
     mask, extra = {"window": (lesson.window, (0, WIDE)), "documents": (lesson.documents, (document.to(torch.int32),)),
                    "prefix": (prefix, (WIDE,))}.get(name, (lesson.causal, (0,)))
     score = {"ALiBi": (alibi, lesson.straight, (slopes,)),
              "soft cap": (lesson.soft_cap, lesson.soft_cap_derivative, (CAP,))}.get(name)
-    return functools.partial(lesson.masked_attention, mask=lesson.block_map(mask, N, N, extra),
+    BLOCK = 128 if heads > 16 and name not in ("window", "documents") else 64      # D = 64, and most tiles are full
+    return functools.partial(lesson.masked_attention, mask=lesson.block_map(mask, N, N, extra, BLOCK=BLOCK),
                              score=score and lesson.score_change(*score))
 
 
