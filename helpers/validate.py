@@ -1,6 +1,9 @@
 """Argument checks that the kernels share: a wrong call ends in a sentence, not in a wrong result."""
+import ast
 import functools
+import inspect
 import numbers
+import textwrap
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -175,6 +178,74 @@ def tensors(**named):
     if place.type != device.DEVICE:
         raise ValueError(f"{first} is on {place}, and kernels run on {device.DEVICE} here: "
                          f"make it with device={device.DEVICE!r} or move it there")
+
+
+def jit_function(name, fn, arguments: str, **sizes):
+    """Raise TypeError unless fn is a @triton.jit function of so many arguments, and ValueError if it looks at one of
+    those in `sizes`, and None is its size."""
+    given = " ".join(getattr(fn, "arg_names", ()))
+    if len(given.split()) != len(arguments.split()):
+        what = f"a function of {given.replace(' ', ', ')}" if given else f"a {type(fn).__name__}"
+        raise TypeError(f"{name} is {what}: expected a @triton.jit function of {arguments.replace(' ', ', ')}")
+    for argument, size in sizes.items():
+        if size is None and looks_at(fn, arguments.split().index(argument)):
+            raise ValueError(f"{name} looks at {argument}: say how many there are, batch for b and heads for h")
+
+
+def looks_at(fn, place: int) -> bool:
+    """Whether a @triton.jit function uses the argument at this place."""
+    code = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(fn.fn))))
+    return any(isinstance(node, ast.Name) and node.id == fn.arg_names[place] for node in code)
+
+
+def masking(q, k, v, enable_gqa, mask, score, sink):
+    """many_heads, unless the compiler asks; and raise TypeError or ValueError unless mask, score and sink fit q and k."""
+    if not torch.compiler.is_compiling():                # else the operator's fake does it
+        many_heads(q, k, v, enable_gqa)
+    for name, x, part, make in (("mask", mask, "kinds", "block_map"), ("score", score, "learns", "score_change")):
+        if not (x is None or hasattr(x, part)):
+            raise TypeError(f"{name} is {_said(x)}: expected what {make} returns")
+    (B, heads, N_q, _), N_k = q.shape, k.shape[2]
+    if mask and not (mask.shape[0] in (1, B) and mask.shape[1] in (1, heads) and mask.shape[2:] == (N_q, N_k)):
+        raise ValueError(f"mask is a map of (batch, heads, N_q, N_k) = {tuple(mask.shape)}, "
+                         f"and q and k have {(B, heads, N_q, N_k)}")
+    if sink is not None and not (isinstance(sink, torch.Tensor) and sink.shape == (heads,)):
+        raise ValueError(f"sink is {_shape(sink)}: expected a tensor [{heads}], a logit for each head")
+    tensors = dict(mask=mask and [*mask.lists, *mask.extra], score=score and score.extra, sink=[sink])
+    for name, x in ((name, x) for name, found in tensors.items() for x in found or () if x is not None):
+        if x.device != q.device:
+            raise ValueError(f"{name} has a tensor on {x.device}, q is on {q.device}: they must be on one device")
+    if score and not score.learns and any(x.requires_grad for x in score.extra):
+        raise ValueError("score has a tensor that requires a gradient, and a derivative that adds nothing to gradients")
+
+
+def packed(q, k, v, offsets_q, offsets_k):
+    """Raise ValueError unless q, k, v are [total, heads, D], and the offsets are integers [sequences + 1]."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 3:
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [total, heads, D]")
+    for name, x in (("offsets_q", offsets_q), ("offsets_k", offsets_k)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 1 or not len(x) or x.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [sequences + 1] of int32 or int64")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+    if len(offsets_q) != len(offsets_k):
+        raise ValueError(f"offsets_q names {len(offsets_q) - 1} sequences, offsets_k {len(offsets_k) - 1}: they must be equal")
+
+
+def offsets(**named):
+    """Raise ValueError unless each (offsets, total) begins with 0, does not fall, and ends with the total."""
+    for name, (x, total) in named.items():
+        x = x.tolist()
+        falls = [i for i in range(1, len(x)) if x[i] < x[i - 1]]
+        if falls:
+            raise ValueError(f"{name} falls from {x[falls[0] - 1]} to {x[falls[0]]} at place {falls[0]}")
+        if x[0] != 0 or x[-1] != total:
+            raise ValueError(f"{name} goes from {x[0]} to {x[-1]}: expected from 0 to the total, {total}")
+
+
+def _shape(x):
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else _said(x)
 
 
 def uncompiled(fn):

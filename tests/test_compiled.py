@@ -9,7 +9,7 @@ import triton
 
 from helpers import compiled, lessons
 from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton,
-                             prefetch, warp_specialization)
+                             masks_and_scores, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL, LARGE = 99 * 1024, 227 * 1024                     # bytes of shared memory a program gets: sm_86; sm_90, sm_100
@@ -39,7 +39,9 @@ class Case:
     @property
     def request(self):
         fn = getattr(getattr(lessons, self.lesson), self.kernel)
-        given = {name: self.usual(name) for name in inspect.signature(fn.fn).parameters} | self.arguments
+        names = inspect.signature(fn.fn).parameters
+        given = {name: self.usual(name) for name in names} | self.arguments
+        given = {name: value for name, value in given.items() if name in names or name.startswith("num_")}
         launch = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
         return dict(lesson=self.lesson, kernel=self.kernel, arguments=given, capability=self.capability, **launch)
 
@@ -177,8 +179,30 @@ def specialized():
         yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, ("UTMALDG", "USETMAXREG"))
 
 
+def masked():
+    changes = {"causal": dict(MASK="causal", mask_extra=[0]), "documents": dict(MASK="documents", mask_extra=["*i32"]),
+               "soft cap": dict(MASK="window", mask_extra=[0, 1024], SCORE="soft_cap", score_extra=[30.0],
+                                DERIVATIVE="soft_cap_derivative"),
+               "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
+    for capability, dtype, D, BLOCK, change, TMA in (
+            (90, "fp16", 64, 128, "causal", True), (90, "fp16", 128, 64, "documents", True),
+            (86, "fp16", 64, 64, "packed", False)):
+        tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
+        for way, size in zip(("forward", "dq", "dkdv"), tiles):
+            tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
+            x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
+            made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
+                k=x, v=x, q=x, do=x, lists=["*i32", "*i32", "*i32", 1, 1, 64, 64], gradients=[], SPAN=BLOCK, TMA=TMA)
+            yield Case("masks_and_scores", f"masked_{way}_kernel", capability, dtype, D, made,
+                       ("UTMALDG",) if TMA else (), stack=MASKED_SPILLS.get((way, capability, D), 0), shared=shared)
+
+
+MASKED_SPILLS = {("dkdv", 90, 128): 32, ("dkdv", 86, 64): 24}               # bytes, by kernel, capability and D
+
+
 GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
-          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
+          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()],
+          "masked": [*masked()]}
 
 
 # ---------------------------------------------------------------- the tests
