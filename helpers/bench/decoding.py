@@ -43,7 +43,7 @@ def _calls(q, k, v):
     """{name: a function that makes the call}: it makes pages, bytes or a compiled function only when it is asked."""
     shape = (len(q), *k.shape[1:3])
     lengths = torch.full(shape[:1], k.shape[2], dtype=torch.int32, device=DEVICE)
-    pages = (16, 32, 64, 128, 256) if shape == USUAL else (64,)
+    pages = [page for page in (16, 32, 64, 128, 256) if (shape == USUAL or page == 64) and page <= k.shape[2]]
     calls = {"ours": lambda: functools.partial(lessons.decoding.decode_attention, q, k, v, lengths)}
     calls |= {f"ours, pages of {page}": functools.partial(_in_pages, q, k, v, lengths, page) for page in pages}
     if shape == USUAL:
