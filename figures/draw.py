@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
 
 import readme
+from draw_decoding import block_table, split_keys
 from draw_memory import attention_tiling, memory_hierarchy
 from draw_overlap import overlap
 from draw_pipeline import pipeline
@@ -24,7 +25,7 @@ PARTS = [                                                # a row each: what it i
     ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
                            "13\nprefetch", "14\nv3: FP8"]),
     ("Hopper", SRAM, ["15\nv4: special\nwarps"]),
-    ("At work", OUTPUT, ["17\nin a\nmodel"]),
+    ("At work", OUTPUT, ["17\nin a\nmodel", "19\ndecoding"]),
     ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 
@@ -46,7 +47,8 @@ def road():
 
 
 DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline, overlap, readme.headline)}
+                                             grid_to_tiles, pipeline, overlap, split_keys, block_table,
+                                             readme.headline)}
 
 
 def draw(folder: Path):
