@@ -24,8 +24,19 @@ PARTS = [                                                # a row each: what it i
     ("The algorithm", KEY, ["06\nattention,\nmemory", "07\nonline\nsoftmax", "08\nblocks\nin NumPy"]),
     ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
                            "13\nprefetch", "14\nv3: FP8"]),
-    ("Hopper", SRAM, ["15\nv4: special\nwarps"]),
-    ("At work", OUTPUT, ["17\nin a\nmodel", "19\ndecoding"]),
+    ("Hopper", SRAM, ["15
+v4: special
+warps", "16
+backward
+on Hopper"]),
+    ("At work", OUTPUT, ["17
+in a
+model", "18
+masks,
+scores", "19
+decoding", "20
+many
+GPUs"]),
     ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 

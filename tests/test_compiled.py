@@ -8,7 +8,7 @@ import torch
 import triton
 
 from helpers import compiled, lessons
-from helpers.lessons import (backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
+from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
                              masks_and_scores, matmul_triton, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -222,8 +222,24 @@ def cached():
     yield Case("decoding", "merge_kernel", 90, "fp16", 128, made, products=False)
 
 
-GROUPS = {"cache": [*cached()], "masked": [*masked()], "forward": [*softmax_and_matmul(), *one_head(), *many_heads()],
-          "backward": [*backward()], "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
+def fused():
+    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 1), ("bf16", 128, False, 1),
+                                       ("fp16", 128, True, 4)):
+        BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
+        made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}]>", sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(IS_CAUSAL=is_causal, EVEN=not is_causal, group=group, num_warps=8)
+        yield Case("backward_hopper", "flash_attention_backward_kernel", 90, dtype, D, made,
+                   ("UTMALDG", "UTMAREDG", "USETMAXREG"), stack=16 if D == 64 or group > 1 else 0)
+    made = backward_hopper.walk_tiles(128) | dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
+    yield Case("backward_hopper", "one_walk_kernel", 90, "fp16", 128, made, stack=80)
+    made = dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
+    yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
+
+
+GROUPS = {"cache": [*cached()], "masked": [*masked(), *fused()], "backward": [*backward()],
+          "forward": [*softmax_and_matmul(), *one_head(), *many_heads()],
+          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
 
 
 # ---------------------------------------------------------------- the tests

@@ -253,13 +253,13 @@ RUNS = [(seed, run) for run in (
 # handed on later; and a turn that is not waited for, since turns order products for speed alone
 TURN = "mbarrier.wait(rings.turns.index(PART), (i + 1 + (PART > 0)) & 1)"
 HARMLESS = {"move up hand_on(k, i)", f"delete {TURN}"}
-SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive)\(.*\)$")
+SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive|store_wait)\(.*\)$")
 WAITED = re.compile(r"warpgroup_mma_wait\((\d)")
 
 
-def mutants():
-    """(what changes, source) for each line of the lesson that synchronises: without it, with the other parity, a line up."""
-    lines = lessons.source("warp_specialization").splitlines()
+def mutants(lesson="warp_specialization"):
+    """(what changes, source) for each line of a lesson that synchronises: without it, with the other parity, a line up."""
+    lines = lessons.source(lesson).splitlines()
     for i, text in enumerate(lines):
         code, before = (line.split("#")[0].rstrip() for line in (text, lines[i - 1]))
         margin = re.match(r"\s*", code)[0]

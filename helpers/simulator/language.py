@@ -147,8 +147,8 @@ def copy_out(desc, corner, shared, add=False, **options):
     def land():
         found = torch.from_numpy(shared.data[inside]).to(part.dtype)
         part.copy_(part + found if add else found)
-        access.landed = True
-    access.landed = False
+        access.landed = machine.now
+    access.landed = None                                 # the time when it has been read
     machine.active.stores.append(access)
     _fly(shared, land)
 
@@ -163,8 +163,8 @@ def store_wait(pendings, **options):
     p = machine.active
     while len(p.stores) > pendings:
         access = p.stores.pop(0)
-        machine.turn(lambda: access.landed)
-        p.time, access.over = max(p.time, machine.now), p.step()
+        machine.turn(lambda: access.landed is not None)
+        p.time, access.over = max(p.time, access.landed), p.step()
 
 
 # ---------------------------------------------------------------- products
