@@ -24,19 +24,8 @@ PARTS = [                                                # a row each: what it i
     ("The algorithm", KEY, ["06\nattention,\nmemory", "07\nonline\nsoftmax", "08\nblocks\nin NumPy"]),
     ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
                            "13\nprefetch", "14\nv3: FP8"]),
-    ("Hopper", SRAM, ["15
-v4: special
-warps", "16
-backward
-on Hopper"]),
-    ("At work", OUTPUT, ["17
-in a
-model", "18
-masks,
-scores", "19
-decoding", "20
-many
-GPUs"]),
+    ("Hopper", SRAM, ["15\nv4: special\nwarps", "16\nbackward\non Hopper"]),
+    ("At work", OUTPUT, ["17\nin a\nmodel", "18\nmasks,\nscores", "19\ndecoding", "20\nmany\nGPUs"]),
     ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 
