@@ -7,14 +7,15 @@ TESTS ?= notebooks tests
 BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
+BOOK := .venv-book
 
 # the kernels of this environment come first, whatever else Jupyter finds on the machine
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup lab test figures bench clean
+.PHONY: help setup lab test figures bench book test-book clean
 
 help:  ## list what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.complete  ## make .venv with everything in requirements.txt (again only when that file changes)
 
@@ -33,8 +34,14 @@ figures: setup  ## draw figures/*.svg again, and write the README's measurements
 bench: setup  ## measure on this machine's NVIDIA GPU, into figures/<device>/ (BENCH="vector_add" for one suite)
 	$(BIN)/python -m helpers.bench $(BENCH)
 
+book: $(BOOK)/.complete  ## build the course as a static site, build/book/index.html, from the saved outputs
+	$(BOOK)/bin/sphinx-build --quiet --fresh-env --write-all --fail-on-warning --keep-going -c book . build/book
+
+test-book: book  ## test that site in a browser, Chromium or Chrome
+	$(BOOK)/bin/python -m pytest -c book/pytest.ini --rootdir book book
+
 clean:  ## remove .venv and everything that was built
-	rm -rf $(VENV) CUDA/build .pytest_cache .hypothesis
+	rm -rf $(VENV) $(BOOK) build CUDA/build .pytest_cache .hypothesis
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(VENV)/.complete: requirements.txt
@@ -42,4 +49,10 @@ $(VENV)/.complete: requirements.txt
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(BOOK)/.complete: requirements-book.txt
+	rm -rf $(BOOK)
+	$(PYTHON) -m venv $(BOOK)
+	$(BOOK)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-book.txt
 	touch $@
