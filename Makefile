@@ -12,7 +12,7 @@ BOOK := .venv-book
 # the kernels of this environment come first, whatever else Jupyter finds on the machine
 export JUPYTER_PREFER_ENV_PATH := 1
 
-.PHONY: help setup lab test figures bench book test-book clean
+.PHONY: help setup lab test progress update figures bench book test-book clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,12 @@ lab: setup  ## open the course in JupyterLab (PORT=8888, BROWSER=no for a machin
 # one thread a process: the tests run side by side already, and threads that wait for each other would starve them
 test: setup  ## run every notebook and every test (TESTS=notebooks/09_flash_attention_triton.ipynb for one)
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
+
+progress: setup  ## list the exercises: done, failing, not attempted, minutes left
+	@$(BIN)/python -m helpers.progress
+
+update:  ## bring a newer version of the lessons, and keep your answers, changed cells and added cells
+	@$(PYTHON) helpers/update.py
 
 figures: setup  ## draw figures/*.svg again, and write the README's measurements
 	$(BIN)/python figures/draw.py

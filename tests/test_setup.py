@@ -23,7 +23,7 @@ def make(*arguments):
 
 def test_bare_make_lists_every_target():
     listed = re.findall(r"^make ([\w-]+)", make(), re.MULTILINE)
-    assert listed == ["help", "setup", "lab", "test", "figures", "bench", "book", "test-book", "clean"]
+    assert listed == ["help", "setup", "lab", "test", "progress", "update", "figures", "bench", "book", "test-book", "clean"]
 
 
 def test_lab_takes_port_and_browser():
