@@ -7,8 +7,6 @@ import linecache
 import re
 from dataclasses import dataclass
 
-from helpers.lessons import MARK
-
 HEADING = re.compile(r"^### Exercise (([\d.]+) · .+) \(\w+, (\d+) minutes\)$", re.MULTILINE)
 ATTEMPTS = itertools.count()
 
@@ -51,6 +49,8 @@ def attempt(cells, name, answer):
     cells: the lesson's, dictionaries as the file has them; name: for tracebacks. A cell of the answer that raises does
     not stop it, as in a notebook; if the check then printed nothing, the first such exception is raised.
     """
+    from helpers.lessons import MARK                     # brings PyTorch and Triton along, which `found` can do without
+
     first, *code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     needed = [first, *(source for source in code if source.startswith(MARK) or _imports(source))]
     namespace = {"__name__": f"attempt_{next(ATTEMPTS)}"}               # operators are registered under this name

@@ -134,8 +134,9 @@ def merged(old, mine, new):
 
 
 def title(cell):
-    """A cell's first line, shortened."""
-    return f"`{(text(cell).strip() or 'an empty cell').splitlines()[0][:60]}`"
+    """The first function, class or heading of a cell, else its first line; shortened."""
+    lines = text(cell).strip().splitlines() or ["an empty cell"]
+    return f"`{next((line for line in lines if re.match('def |class |#+ ', line)), lines[0])[:60]}`"
 
 
 def merge(old, mine, new):

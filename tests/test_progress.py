@@ -54,3 +54,16 @@ def test_report():
     assert [line.split(":", 1)[-1].strip() if "failing" in line else line.split()[-1] for line in others] == [
         "every property", "it ended the process", "it ran for more than 4 seconds", "done"]
     assert total == "All lessons 2 of 6 done, 40 minutes left"
+
+
+def test_a_verdict_is_remembered_until_something_changes(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(progress, "KNOWN", tmp_path / "build" / "progress.json")
+    monkeypatch.setattr(progress, "verdicts", lambda tasks: asked.append(sorted(tasks)) or
+                        {key: "failing: it hung" if key == "b" else "done" for key in tasks})
+    kernel = {"lesson": json.dumps({"cells": [{"source": ["#| export\n", "x = 1"]}]})}
+    tasks = {"a": ([], "a", ["one"]), "b": ([], "b", ["two"])}
+    for lessons, given in ((kernel, tasks), (kernel, tasks), (kernel, tasks | {"a": ([], "a", ["three"])}),
+                           ({"lesson": kernel["lesson"].replace("x = 1", "x = 2")}, tasks)):
+        assert progress.remembered(lessons)(given) == {"a": "done", "b": "failing: it hung"}
+    assert asked == [["a", "b"], ["b"], ["a", "b"], ["a", "b"]]
