@@ -5,19 +5,26 @@ PORT ?= 8888
 BROWSER ?= yes
 TESTS ?= notebooks tests
 BENCH ?=
+CPU ?= no
 VENV := .venv
 BIN := $(VENV)/bin
 BOOK := .venv-book
 
-# the kernels of this environment come first, whatever else Jupyter finds on the machine
+# the kernels of this environment come first, whatever else Jupyter finds on the machine; the course's settings count
 export JUPYTER_PREFER_ENV_PATH := 1
+export JUPYTER_CONFIG_PATH := $(CURDIR)/.jupyter
+
+# without an NVIDIA GPU, PyTorch's build for CPUs saves several GB
+ifeq ($(CPU),yes)
+export PIP_EXTRA_INDEX_URL := https://download.pytorch.org/whl/cpu
+endif
 
 .PHONY: help setup lab test progress update figures bench book test-book clean
 
 help:  ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.complete  ## make .venv with everything in requirements.txt (again only when that file changes)
+setup: $(VENV)/.complete  ## make .venv with everything in requirements.txt (CPU=yes: no CUDA libraries, some GB less)
 
 lab: setup  ## open the course in JupyterLab (PORT=8888, BROWSER=no for a machine without a screen)
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir="$(CURDIR)" --port $(PORT) \
