@@ -153,6 +153,12 @@ def test_linked_figures_exist_and_have_alt_text(name):
 
 
 @every_lesson
+def test_a_double_click_does_not_lay_a_solution_open(name):
+    hidden = [cell for cell in books.read(name).cells if "<summary>Solution" in cell.source]
+    assert all(cell.metadata.get("editable") is False for cell in hidden)
+
+
+@every_lesson
 def test_no_placeholder_is_left(name):
     assert not re.search(r"PLACEHOLDER|TODO|FIXME", "\n".join(cell.source for cell in books.read(name).cells))
 
