@@ -46,7 +46,19 @@ def road():
     return fig
 
 
-DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
+def colab():
+    """The badge that opens a lesson in Colab."""
+    fig, ax = plt.subplots(figsize=(1.4, 0.26))
+    fig.set_layout_engine("none")
+    ax.set(position=(0, 0, 1, 1), xlim=(0, 1.4), ylim=(0, 0.26))
+    for left, width, colour, text in ((0, 0.62, INK, "open in"), (0.62, 0.78, QUERY, "Colab")):
+        ax.add_patch(plt.Rectangle((left, 0), width, 0.26, facecolor=colour))
+        ax.text(left + width / 2, 0.125, text, fontsize=8.5, color="white", ha="center", va="center")
+    ax.axis("off")
+    return fig
+
+
+DRAWINGS = {make.__name__: make for make in (road, colab, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
                                              grid_to_tiles, pipeline, overlap, split_keys, block_table,
                                              readme.headline)}
 
