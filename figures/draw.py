@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import matplotlib.pyplot as plt
 
 import readme
+from draw_decoding import block_table, split_keys
 from draw_memory import attention_tiling, memory_hierarchy
 from draw_overlap import overlap
 from draw_pipeline import pipeline
@@ -24,7 +25,7 @@ PARTS = [                                                # a row each: what it i
     ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
                            "13\nprefetch", "14\nv3: FP8"]),
     ("Hopper", SRAM, ["15\nv4: special\nwarps", "16\nbackward\non Hopper"]),
-    ("At work", OUTPUT, ["17\nin a\nmodel"]),
+    ("At work", OUTPUT, ["17\nin a\nmodel", "18\nmasks,\nscores", "19\ndecoding", "20\nmany\nGPUs"]),
     ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 
@@ -45,8 +46,21 @@ def road():
     return fig
 
 
-DRAWINGS = {make.__name__: make for make in (road, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
-                                             grid_to_tiles, pipeline, overlap, readme.headline)}
+def colab():
+    """The badge that opens a lesson in Colab."""
+    fig, ax = plt.subplots(figsize=(1.4, 0.26))
+    fig.set_layout_engine("none")
+    ax.set(position=(0, 0, 1, 1), xlim=(0, 1.4), ylim=(0, 0.26))
+    for left, width, colour, text in ((0, 0.62, INK, "open in"), (0.62, 0.78, QUERY, "Colab")):
+        ax.add_patch(plt.Rectangle((left, 0), width, 0.26, facecolor=colour))
+        ax.text(left + width / 2, 0.125, text, fontsize=8.5, color="white", ha="center", va="center")
+    ax.axis("off")
+    return fig
+
+
+DRAWINGS = {make.__name__: make for make in (road, colab, memory_hierarchy, attention_tiling, online_softmax, causal_blocks,
+                                             grid_to_tiles, pipeline, overlap, split_keys, block_table,
+                                             readme.headline)}
 
 
 def draw(folder: Path):

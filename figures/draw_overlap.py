@@ -7,21 +7,13 @@ from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, VALUE, ink_on
 
 LESSON = "warp_specialization"
 WAIT = "        s = warpgroup_mma_wait(1, deps=[s])                                # all but the last product\n"
-FIRST = "    s = warpgroup_mma_wait(0, deps=[start_scores(q_i, k, begin, s_layout)])\n"
-SCORES = "        s = start_scores(q_i, k, i, s_layout)                              # of this tile,\n"
-VALUES = ("        acc = start_values(acc, p, v, i - 1, FP8)                          "
-          "# while the last one's are still to be used\n")
-MINE = "mbarrier.wait(rings.turns.index(part % 2), {} + 1 + part % 2 & 1)\n"
-NEXT = "mbarrier.arrive(rings.turns.index((part + 1) % 2))\n"
+FREE = [("    mbarrier.wait(rings.turns.index(PART), (i + 1 + (PART > 0)) & 1)\n", "    pass\n"),      # nobody waits for a turn
+        ("    mbarrier.arrive(rings.turns.index((PART + 1) % rings.turns.shape[0]))\n", "    pass\n")]
 LOOPS = {                                                # what a loop changes in the lesson
-    "all products are waited for, then exponentials": [(WAIT, "        acc, s, p = warpgroup_mma_wait(0, deps=[acc, s, p])\n")],
-    "v4: scores are waited for, values run beside the exponentials": [],
-    "the same, and the consumers start their products by turns": [
-        ('"Rings", "q k v next_block"', '"Rings", "q k v next_block turns"'),
-        ("1), k, v, next_block)", "1), k, v, next_block, make_ring(k.tiles, 1).full)"),
-        (FIRST, f"    {MINE.format('begin')}    s = start_scores(q_i, k, begin, s_layout)\n    {NEXT}"
-                "    s = warpgroup_mma_wait(0, deps=[s])\n"),
-        (SCORES, f"        {MINE.format('i')}{SCORES}"), (VALUES, f"{VALUES}        {NEXT}")],
+    "all products are waited for, then exponentials": [
+        *FREE, (WAIT, "        acc, s, p = warpgroup_mma_wait(0, deps=[acc, s, p])\n")],
+    "scores are waited for, values run beside the exponentials": FREE,
+    "v4: the same, and the consumers start their products by turns": [],
 }
 COLOURS = {"start_scores": QUERY, "start_values": VALUE, "softmax": OUTPUT, "fetch": KEY}
 NAMES = {"start_scores": "scores", "start_values": "values", "softmax": "exp"}

@@ -17,8 +17,8 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16,
     "tensordesc<fp16[64, 128]>" for a descriptor of tiles of 64 x 128, an int or a float for a number, a list for a
-    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1
-    become constants, and multiples of 16 are promised to the compiler.
+    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16, and the name of a function of the lesson for
+    that). As at a launch, None and an int of 1 become constants, and multiples of 16 are promised to the compiler.
 
     Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block),
     and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
@@ -110,10 +110,11 @@ def _compile(kernel, arguments, lesson=None, source=None, capability=90, num_war
     from triton.experimental.gluon._runtime import GluonASTSource
 
     if source:                                           # without torch: it takes longer to import than a kernel to compile
-        fn = getattr(_module(source), kernel)
+        module = _module(source)
     else:
         from helpers import lessons
-        fn = getattr(getattr(lessons, lesson), kernel)
+        module = getattr(lessons, lesson)
+    fn = getattr(module, kernel)
     types = dict(fp16=tl.float16, bf16=tl.bfloat16, fp32=tl.float32, fp8e5=tl.float8e5, fp8e4nv=tl.float8e4nv)
     constants, attributes = {}, {}
 
@@ -123,7 +124,7 @@ def _compile(kernel, arguments, lesson=None, source=None, capability=90, num_war
             return tuple(describe(each, (*path, i)) for i, each in enumerate(value))
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if is_constant or value is None or (is_int and value == 1):
-            constants[path] = types.get(value, value) if isinstance(value, str) else value
+            constants[path] = types.get(value) or getattr(module, value, value) if isinstance(value, str) else value
             return "constexpr"
         kind = value if isinstance(value, str) else "i32" if is_int else "fp32"
         if fn.is_gluon() and kind.startswith("tensordesc"):

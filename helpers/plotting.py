@@ -1,5 +1,6 @@
 """The palette, and the drawings that more than one lesson uses."""
 import base64
+import html
 import io
 
 import matplotlib.pyplot as plt
@@ -23,8 +24,9 @@ def show(fig, alt: str):
     buffer = io.BytesIO()
     fig.savefig(buffer, format="png", dpi=2 * fig.dpi)
     plt.close(fig)
-    publish_display_data({"image/png": base64.b64encode(buffer.getvalue()).decode(), "text/plain": f"Figure: {alt}"},
-                         metadata={"image/png": {"alt": alt, "width": round(fig.get_figwidth() * fig.dpi)}})
+    image = '<img alt="{}" width="{}" src="data:image/png;base64,{}">'.format(
+        html.escape(alt), round(fig.get_figwidth() * fig.dpi), base64.b64encode(buffer.getvalue()).decode())
+    publish_display_data({"text/html": image, "text/plain": f"Figure: {alt}"})     # of image/png, no page shows the alt
 
 
 def contrast(one, other) -> float:

@@ -1,9 +1,15 @@
-"""Can this machine hold the course? Run by `make setup` before anything else, with whatever Python is there.
+"""Can this machine hold the course, and what will be downloaded? Run by `make setup` before anything else, with whatever
+Python is there.
 
 It says what is missing in one sentence and exits with 1. Written so that old Pythons can read it.
 """
+import os
 import platform
+import shutil
 import sys
+import time
+
+PAUSE_S = 10                                             # to stop a download that nobody wanted
 
 
 def problem():
@@ -26,5 +32,23 @@ def problem():
     return None
 
 
+def download(environment):
+    """What will be downloaded, and how to have less: sentences, and whether somebody should think before it begins."""
+    into = "Everything goes into .venv; `make clean` removes it."
+    if "cpu" in environment.get("PIP_EXTRA_INDEX_URL", ""):
+        return "Downloading PyTorch's build for CPUs and the rest: 2.5 GB on disk in the end. " + into, False
+    cuda = "Downloading PyTorch with its CUDA libraries: several GB. " + into
+    if shutil.which("nvidia-smi") or os.path.exists("/proc/driver/nvidia/version"):
+        return cuda, False
+    return (cuda + "\nThis machine seems to have no NVIDIA GPU, so the build for CPUs will do: 2.5 GB on disk in the end. "
+            "For that, stop now (Ctrl+C) and add CPU=yes: `make lab CPU=yes`."), True
+
+
 if __name__ == "__main__":
-    sys.exit(problem())
+    if problem():
+        sys.exit(problem())
+    sentences, doubtful = download(os.environ)
+    print(sentences)
+    sys.stdout.flush()
+    if doubtful and sys.stdin.isatty():
+        time.sleep(PAUSE_S)

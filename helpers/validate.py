@@ -1,6 +1,9 @@
 """Argument checks that the kernels share: a wrong call ends in a sentence, not in a wrong result."""
+import ast
 import functools
+import inspect
 import numbers
+import textwrap
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -64,6 +67,77 @@ def _fit(shapes, steps, enable_gqa):
     if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
         raise ValueError(f"k has {kv_heads} heads, which does not divide the {heads} heads of q "
                          "(grouped-query attention needs a divisor)")
+
+
+def cache(q, k_cache, v_cache, lengths, block_table, scales):
+    """Check the arguments of attention to a cache: q [B, heads, N_q, D], lengths int32 [B], and either k_cache and
+    v_cache [B, kv_heads, N_max, D], or block_table int32 [B, n] and pages [pages, kv_heads, page, D].
+
+    The cache has the type of q; or float8_e4m3fn, and scales, float32 [2, ...], a number for each of its rows. Raises
+    TypeError or ValueError, naming the argument. The numbers in lengths and block_table are left to cache_numbers.
+    """
+    tensors(q=q)
+    eight = scales is not None
+    kinds = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q.dtype)
+    kinds |= dict(lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
+    given = dict(k_cache=k_cache, v_cache=v_cache, lengths=lengths, block_table=block_table, scales=scales)
+    given = {name: x for name, x in given.items() if x is not None or name not in ("block_table", "scales")}
+    for name, x in given.items():
+        readable(name, x)
+        if x.dtype != kinds[name]:
+            raise TypeError(f"{name} is {x.dtype}: expected {kinds[name]}" + (
+                "" if kinds[name] is torch.int32 else " beside scales" if eight else f", the type of q, or {name} in "
+                "torch.float8_e4m3fn beside scales"))
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+    if eight and device.capability(q) < 90:
+        raise ValueError(f"q is on a GPU of compute capability {device.capability(q) / 10}: FP8 needs 9.0 or later")
+    kind = [(x.shape, x.stride()) for x in (q, *given.values())]
+    try:
+        _cache_fits(tuple(given), *kind)
+    except TypeError:                                    # symbolic sizes have no hash
+        _cache_fits.__wrapped__(tuple(given), *kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cache_fits(names, q_kind, *kinds):
+    """The part of `cache` that depends on shapes and strides alone."""
+    shapes = dict(zip(names, (list(shape) for shape, _ in kinds)))
+    for name, (shape, steps) in zip(("q", *names[:2]), (q_kind, *kinds)):
+        if len(shape) != 4:
+            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
+        strides(name, shape, steps)
+    (B, heads, _, D), (rows, kv_heads, page, kv_D) = q_kind[0], shapes["k_cache"]
+    paged = "block_table" in shapes
+    if paged and (len(shapes["block_table"]) != 2 or not page):
+        raise ValueError(f"block_table has shape {shapes['block_table']}, k_cache {shapes['k_cache']}: expected [B, n] "
+                         "and [pages, kv_heads, page, D], with at least one key a page")
+    fitting = dict(v_cache=shapes["k_cache"], lengths=[B], scales=[2, rows, kv_heads, page],
+                   block_table=[B, *shapes.get("block_table", [])[1:]])
+    for name in names[1:]:
+        if shapes[name] != fitting[name]:
+            raise ValueError(f"{name} has shape {shapes[name]}: expected {fitting[name]}")
+    for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
+        if ours != theirs:
+            raise ValueError(f"k_cache has {theirs} {what}, q has {ours}: they must be equal")
+    if not 1 <= D <= 256:
+        raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
+    if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
+        raise ValueError(f"k_cache has {kv_heads} heads, which does not divide the {heads} heads of q")
+
+
+def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
+    """ValueError for a length that is not 0 to N_max, or a page in use that is not 0 to pages - 1, saying where.
+
+    It reads the numbers. On a GPU that would wait for all work that is under way: there, kernels answer with NaN.
+    """
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= N_max:
+            raise ValueError(f"lengths[{b}] is {length}: expected 0 to {N_max}, for which the cache has room")
+        used = [] if block_table is None else block_table[b, :-(-length // page)].tolist()
+        for i, number in enumerate(used):
+            if not 0 <= number < pages:
+                raise ValueError(f"block_table[{b}, {i}] is {number}: expected 0 to {pages - 1}, the pages of the cache")
 
 
 def strides(name, shape, steps):
@@ -150,19 +224,7 @@ def tensors(**named):
     """
     first, dtype, place = None, None, None               # of the first tensor
     for name, x in named.items():
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
-        if is_functorch_wrapped_tensor(x):
-            raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
-                             "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:       # the first is quick
-            raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
-                             f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
-        if x.layout is not torch.strided:
-            raise ValueError(f"{name} has the layout {x.layout}: expected a dense tensor (pass {name}.to_dense())")
-        if x.is_neg():                                   # such as z.conj().imag
-            raise ValueError(f"{name} is a view whose numbers still have to be negated, and a kernel would read them "
-                             f"as they lie in memory: pass {name}.resolve_neg()")
+        readable(name, x)
         if first is None:
             first, dtype, place = name, x.dtype, x.device
             if dtype not in TYPES:
@@ -175,6 +237,91 @@ def tensors(**named):
     if place.type != device.DEVICE:
         raise ValueError(f"{first} is on {place}, and kernels run on {device.DEVICE} here: "
                          f"make it with device={device.DEVICE!r} or move it there")
+
+
+def jit_function(name, fn, arguments: str, **sizes):
+    """Raise TypeError unless fn is a @triton.jit function of so many arguments, and ValueError if it looks at one of
+    those in `sizes`, and None is its size."""
+    given = " ".join(getattr(fn, "arg_names", ()))
+    if len(given.split()) != len(arguments.split()):
+        what = f"a function of {given.replace(' ', ', ')}" if given else f"a {type(fn).__name__}"
+        raise TypeError(f"{name} is {what}: expected a @triton.jit function of {arguments.replace(' ', ', ')}")
+    for argument, size in sizes.items():
+        if size is None and looks_at(fn, arguments.split().index(argument)):
+            raise ValueError(f"{name} looks at {argument}: say how many there are, batch for b and heads for h")
+
+
+def looks_at(fn, place: int) -> bool:
+    """Whether a @triton.jit function uses the argument at this place."""
+    code = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(fn.fn))))
+    return any(isinstance(node, ast.Name) and node.id == fn.arg_names[place] for node in code)
+
+
+def masking(q, k, v, enable_gqa, mask, score, sink):
+    """many_heads, unless the compiler asks; and raise TypeError or ValueError unless mask, score and sink fit q and k."""
+    if not torch.compiler.is_compiling():                # else the operator's fake does it
+        many_heads(q, k, v, enable_gqa)
+    for name, x, part, make in (("mask", mask, "kinds", "block_map"), ("score", score, "learns", "score_change")):
+        if not (x is None or hasattr(x, part)):
+            raise TypeError(f"{name} is {_said(x)}: expected what {make} returns")
+    (B, heads, N_q, _), N_k = q.shape, k.shape[2]
+    if mask and not (mask.shape[0] in (1, B) and mask.shape[1] in (1, heads) and mask.shape[2:] == (N_q, N_k)):
+        raise ValueError(f"mask is a map of (batch, heads, N_q, N_k) = {tuple(mask.shape)}, "
+                         f"and q and k have {(B, heads, N_q, N_k)}")
+    if sink is not None and not (isinstance(sink, torch.Tensor) and sink.shape == (heads,)):
+        raise ValueError(f"sink is {_shape(sink)}: expected a tensor [{heads}], a logit for each head")
+    tensors = dict(mask=mask and [*mask.lists, *mask.extra], score=score and score.extra, sink=[sink])
+    for name, x in ((name, x) for name, found in tensors.items() for x in found or () if x is not None):
+        if x.device != q.device:
+            raise ValueError(f"{name} has a tensor on {x.device}, q is on {q.device}: they must be on one device")
+    if score and not score.learns and any(x.requires_grad for x in score.extra):
+        raise ValueError("score has a tensor that requires a gradient, and a derivative that adds nothing to gradients")
+
+
+def packed(q, k, v, offsets_q, offsets_k):
+    """Raise ValueError unless q, k, v are [total, heads, D], and the offsets are integers [sequences + 1]."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 3:
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [total, heads, D]")
+    for name, x in (("offsets_q", offsets_q), ("offsets_k", offsets_k)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 1 or not len(x) or x.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [sequences + 1] of int32 or int64")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+    if len(offsets_q) != len(offsets_k):
+        raise ValueError(f"offsets_q names {len(offsets_q) - 1} sequences, offsets_k {len(offsets_k) - 1}: they must be equal")
+
+
+def offsets(**named):
+    """Raise ValueError unless each (offsets, total) begins with 0, does not fall, and ends with the total."""
+    for name, (x, total) in named.items():
+        x = x.tolist()
+        falls = [i for i in range(1, len(x)) if x[i] < x[i - 1]]
+        if falls:
+            raise ValueError(f"{name} falls from {x[falls[0] - 1]} to {x[falls[0]]} at place {falls[0]}")
+        if x[0] != 0 or x[-1] != total:
+            raise ValueError(f"{name} goes from {x[0]} to {x[-1]}: expected from 0 to the total, {total}")
+
+
+def _shape(x):
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else _said(x)
+
+
+def readable(name, x):
+    """The part of `tensors` that looks at one tensor alone, whatever its type."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if is_functorch_wrapped_tensor(x):
+        raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
+                         "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:       # the first is quick
+        raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
+                         f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name} has the layout {x.layout}: expected a dense tensor (pass {name}.to_dense())")
+    if x.is_neg():                                   # such as z.conj().imag
+        raise ValueError(f"{name} is a view whose numbers still have to be negated, and a kernel would read them "
+                         f"as they lie in memory: pass {name}.resolve_neg()")
 
 
 def uncompiled(fn):

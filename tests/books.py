@@ -1,19 +1,16 @@
 """What the tests know of notebooks: their cells, their exercises, and how to run a solution."""
 import ast
-import contextlib
-import io
-import itertools
-import linecache
 import re
 import textwrap
 from dataclasses import dataclass
 
 import nbformat
 
-from helpers.lessons import MARK, NOTEBOOKS
+import helpers.exercises
+from helpers.exercises import found
+from helpers.lessons import NOTEBOOKS
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
-ATTEMPTS = itertools.count()
 SOLUTION = re.compile(r"<summary>Solution</summary>(.*?)</details>", re.DOTALL)
 FENCED = re.compile(r"^```[\w+]+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -39,18 +36,15 @@ def prose(lesson):
 
 
 def exercises(lesson):
-    """Every `### Exercise N.M` of a lesson: the next code cell is the stub, the one after it the check."""
-    found, cells = [], read(lesson).cells
-    for place, cell in enumerate(cells):
-        text = cell.source if cell.cell_type == "markdown" else ""
-        for heading in re.findall(r"^### Exercise (.+)$", text, re.MULTILINE):
-            stub, check = [c.source for c in cells[place + 1:] if c.cell_type == "code"][:2]
-            after = next(c.source for c in cells[place + 1:] if c.cell_type == "markdown")
-            answer = SOLUTION.search(after)
-            solution = solved(stub, FENCED.findall(answer[1])) if answer else ""
-            number, bug_hunt = heading.split()[0], "Bug hunt" in heading
-            found.append(Exercise(lesson, number, bug_hunt, stub, check, after.count("<summary>Hint"), solution))
-    return found
+    """Every exercise of a lesson as it was made: a stub, its check, then hints and solution."""
+    made = []
+    for each in found(read(lesson).cells):
+        stub, check = each.cells
+        answer = SOLUTION.search(each.after)
+        solution = solved(stub, FENCED.findall(answer[1])) if answer else ""
+        made.append(Exercise(lesson, each.number, "Bug hunt" in each.title, stub, check,
+                             each.after.count("<summary>Hint"), solution))
+    return made
 
 
 def solved(stub, pieces):
@@ -81,20 +75,7 @@ def defined(source):
     return [node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)]
 
 
-def _imports(source):
-    """Does a cell import, and nothing else?"""
-    return source.strip() and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in ast.parse(source).body)
-
-
 def attempt(exercise, source):
-    """Run the cells that only import, the exported ones, `source` and the check; return what the check printed."""
-    first, *cells = [c.source for c in read(exercise.lesson).cells if c.cell_type == "code"]
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        namespace = {"__name__": f"attempt_{next(ATTEMPTS)}"}           # operators are registered under this name
-        needed = [c for c in cells if c.startswith(MARK) or _imports(c)]
-        for place, cell in enumerate([first, *needed, source, exercise.check]):
-            file = f"<{exercise.lesson} {exercise.number} {place} {hash(cell)}>"
-            linecache.cache[file] = (len(cell), None, cell.splitlines(keepends=True), file)
-            exec(compile(cell, file, "exec"), namespace)
-    return printed.getvalue().split("\n", 1)[1]          # without the import cell's line
+    """What `source` and the check printed, in place of the stub."""
+    cells = read(exercise.lesson).cells
+    return helpers.exercises.attempt(cells, f"{exercise.lesson} {exercise.number}", [source, exercise.check])

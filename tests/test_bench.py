@@ -2,13 +2,14 @@
 import itertools
 import json
 import subprocess
+import sys
 import types
 
 import pytest
 import torch
 
 from helpers import bench, device, records
-from helpers.bench import __main__ as command, attention, claims, clock, host, kernels, programs, run
+from helpers.bench import __main__ as command, attention, claims, clock, decoding, host, kernels, programs, run
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
@@ -168,6 +169,30 @@ def test_a_launch_is_timed_by_the_wall_clock(elsewhere, monkeypatch):
     assert [(r["name"], r["is_causal"]) for r in rows] == [
         (name, is_causal) for is_causal in (False, True) for name in (*VERSIONS, "SDPA")]
     assert all(0 < r["q1_ms"] <= r["median_ms"] <= r["q3_ms"] and r["calls"] == 6 for r in rows)
+
+
+def test_decoding_at_small_sizes(small, monkeypatch):
+    for name, value in dict(HEADS=4, D=16, BATCHES=(1, 2), KV_HEADS=(2,), LENGTHS=(64, 256), USUAL=(2, 2, 64), FLEX=[],
+                            MOST=2**15, SHORT=64, CALLS=2, replayed=lambda call: call).items():
+        monkeypatch.setattr(decoding, name, value)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    rows = measured("decoding")
+    usual = ["ours", *(f"ours, pages of {page}" for page in (16, 32, 64)), "ours, FP8", "SDPA flash", "SDPA cudnn"]
+    found = {}
+    for row in rows:
+        found.setdefault((row["batch"], row["N"]), []).append(row)
+    assert {shape: names(of) for shape, of in found.items()} == {
+        (1, 64): ["ours", "ours, pages of 64", "SDPA flash", "SDPA cudnn", "FlashAttention-4"],
+        (1, 256): ["ours", "ours, pages of 64", "SDPA flash", "SDPA cudnn", "FlashAttention-4"],
+        (2, 64): [*usual, "FlashAttention-4"]}           # what is larger than MOST is left out
+    for row in rows:
+        assert ("error" in row) == (row["name"] == "FlashAttention-4")
+        if "error" not in row:
+            size = 2 * row["batch"] * 2 * row["N"] * 16
+            moved = size + 4 * size / 16 if "FP8" in row["name"] else 2 * size
+            assert row["gb_per_s"] == pytest.approx(moved / 2 / 1e6)
+            assert ("call_ms" in row) == ("replay_ms" in row) == (row["batch"] == 1 and row["N"] == 64)
 
 
 # what is not timed

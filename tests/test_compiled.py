@@ -8,8 +8,8 @@ import torch
 import triton
 
 from helpers import compiled, lessons
-from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, flash_attention_triton, fp8,
-                             matmul_triton, prefetch, warp_specialization)
+from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
+                             masks_and_scores, matmul_triton, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL, LARGE = 99 * 1024, 227 * 1024                     # bytes of shared memory a program gets: sm_86; sm_90, sm_100
@@ -33,13 +33,15 @@ class Case:
     @property
     def id(self):
         changed = [f"{name}={value}" for name, value in self.arguments.items()
-                   if name in ("BLOCK", "BLOCK_M", "BLOCK_N", "IS_CAUSAL", "DROPOUT", "EVEN", "group", "FP8")]
+                   if name in ("BLOCK", "BLOCK_M", "BLOCK_N", "IS_CAUSAL", "DROPOUT", "EVEN", "group", "FP8", "PAGE", "splits")]
         return "-".join([self.kernel, f"sm_{self.capability}", self.dtype, f"D={self.D}", *changed])
 
     @property
     def request(self):
         fn = getattr(getattr(lessons, self.lesson), self.kernel)
-        given = {name: self.usual(name) for name in inspect.signature(fn.fn).parameters} | self.arguments
+        names = inspect.signature(fn.fn).parameters
+        given = {name: self.usual(name) for name in names} | self.arguments
+        given = {name: value for name, value in given.items() if name in names or name.startswith("num_")}
         launch = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
         return dict(lesson=self.lesson, kernel=self.kernel, arguments=given, capability=self.capability, **launch)
 
@@ -107,11 +109,11 @@ DQ_SPILLS = {(90, 128, "both"): 16, (120, 64, "both"): 16}
 def backward():
     both, group = dict(group=4, DROPOUT=True), dict(group=4)
     for capability, dtype, D, changes in (
-            *((capability, "fp16", D, both) for capability in (80, 86, 89, 90, 100, 120) for D in (64, 128, 256)),
-            *((capability, "fp16", D, {}) for capability in (80, 90) for D in (64, 128, 256)),
-            (80, "fp32", 256, {}), (86, "fp16", 128, group), (89, "fp16", 128, group), (90, "fp16", 64, group),
+            *((capability, "fp16", D, both) for capability in (80, 90, 100) for D in (64, 128, 256)),
+            *((capability, "fp16", 256, both) for capability in (86, 89, 120)), (86, "fp16", 128, group),
+            *((90, "fp16", D, {}) for D in (64, 128, 256)), (80, "fp16", 256, {}), (90, "fp16", 64, group),
             (90, "fp16", 128, group), (90, "bf16", 80, {}), (90, "fp32", 64, {}), (90, "fp32", 256, {}),
-            (100, "fp16", 128, group), (100, "fp32", 256, {})):
+            (100, "fp16", 128, group), (120, "fp16", 64, both)):
         tiles = backward_triton.backward_tiles(D, TYPES[dtype], capability // 10 * 10, plain=not changes)
         what = {0: "", 1: "group", 2: "both"}[len(changes)]
         for name, sizes, spills in zip(("dkdv", "dq"), tiles, (DKDV_SPILLS, DQ_SPILLS)):
@@ -177,6 +179,49 @@ def specialized():
         yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, ("UTMALDG", "USETMAXREG"))
 
 
+def masked():
+    changes = {"causal": dict(MASK="causal", mask_extra=[0]), "documents": dict(MASK="documents", mask_extra=["*i32"]),
+               "soft cap": dict(MASK="window", mask_extra=[0, 1024], SCORE="soft_cap", score_extra=[30.0],
+                                DERIVATIVE="soft_cap_derivative"),
+               "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
+    for capability, dtype, D, BLOCK, change, TMA in (
+            (90, "fp16", 64, 128, "causal", True), (90, "fp16", 128, 64, "documents", True),
+            (86, "fp16", 64, 64, "packed", False)):
+        tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
+        for way, size in zip(("forward", "dq", "dkdv"), tiles):
+            tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
+            x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
+            made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
+                k=x, v=x, q=x, do=x, lists=["*i32", "*i32", "*i32", 1, 1, 64, 64], gradients=[], SPAN=BLOCK, TMA=TMA)
+            yield Case("masks_and_scores", f"masked_{way}_kernel", capability, dtype, D, made,
+                       ("UTMALDG",) if TMA else (), stack=MASKED_SPILLS.get((way, capability, D), 0), shared=shared)
+
+
+MASKED_SPILLS = {("dkdv", 90, 128): 32, ("dkdv", 86, 64): 24}               # bytes, by kernel, capability and D
+
+
+def cached():
+    """The splits of a cache and their merge: for each kind of cache, and for few and many packed rows."""
+    for capability, dtype, D, rows, page, eight, splits in (
+            (90, "fp16", 128, 4, 0, False, 16), (90, "bf16", 64, 4, 16, False, 16), (90, "fp16", 128, 4, 64, True, 16),
+            (90, "fp16", 256, 64, 0, False, 16), (90, "fp32", 256, 4, 0, False, 16), (80, "fp16", 128, 64, 0, False, 16),
+            (86, "fp16", 128, 4, 64, False, 16), (100, "fp16", 128, 4, 64, False, 1), (120, "fp16", 128, 4, 0, False, 16)):
+        held = "*fp8e4nv" if eight else f"*{dtype}"
+        strides = [4096 * 8 * D, 4096 * D, D, 1]
+        made = decoding.decode_tiles(D, TYPES[dtype], 1 if eight else TYPES[dtype].itemsize, rows, page, capability // 10 * 10)
+        made |= dict(k_ptr=held, v_ptr=held, scales_ptr="*fp32" if eight else None, lengths_ptr="*i32",
+                     table_ptr="*i32" if page else None, o_ptr=f"*{dtype}" if splits == 1 else "*fp32",
+                     q_strides=[32 * D, D, D, 1], k_strides=strides, v_strides=strides,
+                     scales_strides=[8 * 8 * 4096, 8 * 4096, 4096, 1] if eight else None, lengths_strides=[1],
+                     table_strides=[64, 1] if page else None, o_strides=[32 * D, D, D, 0 if splits == 1 else D, 1],
+                     kv_heads=8, group=4, N_q=rows // 4, N_max=4096, pages=4096, splits=splits, PAGE=page,
+                     EARLY=splits > 1 and capability >= 90)
+        yield Case("decoding", "decode_kernel", capability, dtype, D, made, shared=LARGE if capability in (90, 100) else SMALL)
+    made = dict(parts_ptr="*fp32", lses_ptr="*fp32", lengths_ptr="*i32", lengths_strides=[1], N_q=1, splits=16, BLOCK_S=16,
+                BLOCK_D=128, EARLY=True, num_warps=2)
+    yield Case("decoding", "merge_kernel", 90, "fp16", 128, made, products=False)
+
+
 def fused():
     for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 1), ("bf16", 128, False, 1),
                                        ("fp16", 128, True, 4)):
@@ -192,8 +237,9 @@ def fused():
     yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
 
 
-GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
-          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()], "fused": [*fused()]}
+GROUPS = {"cache": [*cached()], "masked": [*masked(), *fused()], "backward": [*backward()],
+          "forward": [*softmax_and_matmul(), *one_head(), *many_heads()],
+          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
 
 
 # ---------------------------------------------------------------- the tests
@@ -237,7 +283,7 @@ def test_compiles_without_spills(made, group, case):
     assert set(case.uses) <= used
     matrix = {name for name in used if re.fullmatch(r"(H|Q|HG|QG|UTCH|UTCQ)MMA", name)}
     assert bool(matrix) == (case.products and case.dtype != "fp32")        # float32 products are of full precision
-    if matrix and case.lesson != "backward_triton":      # whose tiles of 32 rows are too small for the large units
+    if matrix and case.lesson not in ("backward_triton", "decoding"):        # with too few rows for the large units
         assert matrix == {MATRIX.get(case.capability, "HMMA").replace("H", "Q" if case.dtype == "fp8" else "H")}
 
 

@@ -1,5 +1,6 @@
 """Drawing: text that can be read on its ground, names at lines' ends that do not touch, twice the pixels."""
 import base64
+import re
 import struct
 
 import matplotlib.pyplot as plt
@@ -62,10 +63,12 @@ def test_panels_stand_two_in_a_row():
 
 def test_a_picture_has_twice_the_pixels_of_its_width(monkeypatch):
     published = []
-    monkeypatch.setattr(plotting, "publish_display_data", lambda data, metadata: published.append((data, metadata)))
+    monkeypatch.setattr(plotting, "publish_display_data", published.append)
     fig = plt.figure(figsize=(3, 2))
-    plotting.show(fig, "nothing at all")
-    data, metadata = published[0]
-    width, height = struct.unpack(">II", base64.b64decode(data["image/png"])[16:24])
-    assert (width, height) == (600, 400) and metadata["image/png"] == dict(alt="nothing at all", width=300)
-    assert data["text/plain"] == "Figure: nothing at all"
+    plotting.show(fig, 'N < 4, "small"')
+    (data,) = published
+    alt, shown, pixels = re.fullmatch(r'<img alt="(.*)" width="(\d+)" src="data:image/png;base64,(.*)">',
+                                      data["text/html"]).groups()
+    width, height = struct.unpack(">II", base64.b64decode(pixels)[16:24])
+    assert (width, height, shown) == (600, 400, "300") and alt == "N &lt; 4, &quot;small&quot;"
+    assert data["text/plain"] == 'Figure: N < 4, "small"' and set(data) == {"text/html", "text/plain"}

@@ -1,15 +1,21 @@
 """Set-up: the Makefile's targets, the check of the machine, the pins, the drawings."""
 import builtins
 import importlib.metadata
+import json
 import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
+import nbformat
 import pytest
+from nbconvert import HTMLExporter
+from traitlets.config import Config
 
 from helpers import ROOT, preflight
+from helpers.lessons import NOTEBOOKS
 
 sys.path.insert(0, str(ROOT / "figures"))
 import draw
@@ -22,8 +28,8 @@ def make(*arguments):
 
 
 def test_bare_make_lists_every_target():
-    listed = re.findall(r"^make (\w+)", make(), re.MULTILINE)
-    assert listed == ["help", "setup", "lab", "test", "figures", "bench", "clean"]
+    listed = re.findall(r"^make ([\w-]+)", make(), re.MULTILINE)
+    assert listed == ["help", "setup", "lab", "test", "progress", "update", "figures", "bench", "book", "test-book", "clean"]
 
 
 def test_lab_takes_port_and_browser():
@@ -57,8 +63,43 @@ def test_missing_venv(monkeypatch):
     assert "python3-venv" in preflight.problem()
 
 
+@pytest.mark.parametrize("index,gpu,words,doubtful", [
+    ("", False, ["several GB", "no NVIDIA GPU", "CPU=yes"], True),
+    ("", True, ["several GB"], False),
+    ("https://example.org/whl/cpu", False, ["build for CPUs", "2.5 GB"], False)])
+def test_what_will_be_downloaded_is_said(monkeypatch, index, gpu, words, doubtful):
+    monkeypatch.setattr(preflight.shutil, "which", lambda name: "nvidia-smi" if gpu else None)
+    monkeypatch.setattr(preflight.os.path, "exists", lambda path: False)
+    said, doubt = preflight.download({"PIP_EXTRA_INDEX_URL": index})
+    assert all(word in said for word in words) and doubt == doubtful
+    assert ("CPU=yes" in said) == doubtful
+
+
+def test_cpu_takes_pytorchs_index_for_cpus():
+    assert make("--eval", "show: ; @echo $$PIP_EXTRA_INDEX_URL", "show", "CPU=yes") == "https://download.pytorch.org/whl/cpu\n"
+
+
+def test_settings_are_those_of_this_jupyterlab():
+    schemas = Path(sys.prefix) / "share" / "jupyter" / "lab" / "schemas"
+    settings = json.loads((ROOT / ".jupyter" / "labconfig" / "default_setting_overrides.json").read_text())
+    for plugin, values in settings.items():
+        package, name = plugin.split(":")
+        assert set(values) <= set(json.loads((schemas / package / f"{name}.json").read_text())["properties"]), plugin
+
+
+@pytest.mark.parametrize("config", ["server", "nbconvert"])
+def test_an_exported_lesson_has_its_drawings(config):
+    settings = json.loads((ROOT / ".jupyter" / f"jupyter_{config}_config.json").read_text())
+    exporter = HTMLExporter(config=Config(settings))
+    lesson = next(NOTEBOOKS.glob("*_online_softmax.ipynb"))
+    html, _ = exporter.from_notebook_node(nbformat.read(lesson, as_version=4), {"metadata": {"path": str(NOTEBOOKS)}})
+    assert html.count('src="data:image/svg+xml;base64,') == 2 and "../figures/" not in html
+    assert 'alt="A filmstrip of three blocks' in html and "No description has been provided" not in html
+
+
 def test_everything_is_pinned():
-    for line in (ROOT / "requirements.txt").read_text().splitlines():
+    lines = [line for name in ("", "-book") for line in (ROOT / f"requirements{name}.txt").read_text().splitlines()]
+    for line in lines:
         requirement = line.split("#")[0].strip()
         assert not requirement or re.match(r"[\w\[\],-]+==[\w.]+( ; .*)?$", requirement), line
     assert PINS["torch"] == "2.13.0" and PINS["triton"] == "3.7.1"

@@ -84,7 +84,8 @@ def test_a_fault_in_a_ring_is_named_in_every_order(name):
 
 VECTOR = "gl.BlockedLayout([1], [32], [4], [0])"
 SMALL = {
-    "a load outside": (f"x = gl.load(x_ptr + gl.arange(0, 128, {VECTOR}))", "this loads elements 0 to 127 of a tensor that has 100"),
+    "a load outside": (f"x = gl.load(x_ptr + gl.arange(0, 128, {VECTOR}))",
+                       "this loads elements 0 to 127 of a tensor that has 100"),
     "a tile that nobody wrote": (
         f"""t = gl.allocate_shared_memory(gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     t.load({VECTOR})""", "a load reads t, and nobody has written there yet"),
@@ -223,11 +224,9 @@ def attention_is_right(lesson, D, is_causal, N_q, N_k, fp8=False, heads=1, kv_he
             and np.abs(lse.double().numpy()[seen] - want_lse[seen]).max() < 1e-5)
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("D", [64, 128, 256])
-@pytest.mark.parametrize("N_q,N_k", [(200, 330), (330, 200)])
-def test_attention_is_right_in_any_order(N_q, N_k, D, is_causal):
-    for seed in (None, 1):
+@pytest.mark.parametrize("D,is_causal,N_q,N_k", [(64, True, 200, 330), (128, False, 330, 200), (256, True, 330, 200)])
+def test_attention_is_right_in_any_order(D, is_causal, N_q, N_k):
+    for seed in range(3):                                # test_forward.py has everything else, in one order
         with simulator.schedule(seed):
             assert attention_is_right(warp_specialization, D, is_causal, N_q, N_k, heads=2)
 
@@ -247,10 +246,13 @@ def copy_is_right(lesson):
 # the kernels of the lesson, from small to large, each in several schedules; a block of few tiles, and one of many
 RUNS = [(seed, run) for run in (
     copy_is_right, numbers_are_right, lambda lesson: attention_is_right(lesson, 128, False, 200, 200),
-    lambda lesson: attention_is_right(lesson, 64, True, 700, 700), lambda lesson: attention_is_right(lesson, 128, False, 700, 700),
+    lambda lesson: attention_is_right(lesson, 64, True, 700, 700),
+    lambda lesson: attention_is_right(lesson, 128, False, 700, 700),
     lambda lesson: attention_is_right(lesson, 128, True, 300, 300, fp8=True)) for seed in (None, 1)]
-# inside the loop this does no harm: v's place, which the next copy of k waits for behind its own, is handed on later
-HARMLESS = "move up hand_on(k, i)"
+# no harm in: handing k on early inside the loop, where v's place, which the next copy of k waits for behind its own, is
+# handed on later; and a turn that is not waited for, since turns order products for speed alone
+TURN = "mbarrier.wait(rings.turns.index(PART), (i + 1 + (PART > 0)) & 1)"
+HARMLESS = {"move up hand_on(k, i)", f"delete {TURN}"}
 SYNC = re.compile(r"\s+(mbarrier\.(wait|arrive|expect|init)|fence_async_shared|hand_on|receive|store_wait)\(.*\)$")
 WAITED = re.compile(r"warpgroup_mma_wait\((\d)")
 
@@ -282,9 +284,9 @@ def test_a_mutant_of_the_lesson_is_named_and_never_just_wrong(what, source):
             try:
                 assert run(lesson), "a wrong result without a fault"
             except simulator.Fault:
-                assert what != HARMLESS
+                assert what not in HARMLESS
                 return
-    assert what == HARMLESS
+    assert what in HARMLESS
 
 
 # ---------------------------------------------------------------- how it is called

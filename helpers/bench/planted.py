@@ -16,11 +16,10 @@ SECONDS, PATIENCE, LAUNCHES = 3.0, 8.0, 2000             # of launching; until o
 PROCESSES = 6                                            # side by side
 
 _PLACE = "{0}.tiles.index(i % {0}.tiles.shape[0])"       # a ring's tile, which nobody has waited for
-_FIRST = """    s = warpgroup_mma_wait(0, deps=[start_scores(q_i, k, begin, s_layout)])
+_FIRST = """    s = warpgroup_mma_wait(0, deps=[s])
     hand_on(k, begin)
 """
-_FIRST_EARLY = """    s = start_scores(q_i, k, begin, s_layout)
-    hand_on(k, begin)
+_FIRST_EARLY = """    hand_on(k, begin)
     s = warpgroup_mma_wait(0, deps=[s])
 """
 _WAIT = """        s = warpgroup_mma_wait(1, deps=[s])                                # all but the last product
@@ -65,7 +64,7 @@ PLANTED = {
 
 
 def launcher(who, large):
-    """(call, right): call(module) launches what `who` runs; right is what the lesson as it is returns for it."""
+    """call(module), which launches what `who` runs: on the GPU if it is to be large, and small in the simulator."""
     where = device.DEVICE if large else "cpu"
     if who == "numbers":
         N = 1000 if large else 5
@@ -74,7 +73,7 @@ def launcher(who, large):
             o = torch.full((N,), -1, dtype=torch.int32, device=where)
             module.numbers_kernel[1,](o, N, STAGES=2, num_warps=4)
             return o
-        return call, (torch.arange(N, dtype=torch.int32)**2).to(where)
+        return call
     heads, N, D = 32 if large else 1, 2048 if large else 512, 64 if who == "causal" else 128
     q, k, v = torch.randn(3, 1, heads, N, D, generator=torch.Generator().manual_seed(1)).half()
     q, k, v = (x.to(where) for x in (q, k, v))
@@ -82,18 +81,15 @@ def launcher(who, large):
     tiles = usual.tiles_ws(D, usual.LONG, usual.LONG, who == "causal", who == "fp8")
     if who == "fp8":
         *x8, scales = lessons.fp8.quantize_qkv(q, k, v)
-        call = lambda module: module.launch_ws(*x8, False, D**-0.5, scales, D, torch.float16, tiles=tiles)[0]
-    else:
-        call = lambda module: module.launch_ws(q, k, v, who == "causal", D**-0.5, tiles=tiles)[0]
-    return call, call(usual)
+        return lambda module: module.launch_ws(*x8, False, D**-0.5, scales, D, torch.float16, tiles=tiles)[0]
+    return lambda module: module.launch_ws(q, k, v, who == "causal", D**-0.5, tiles=tiles)[0]
 
 
 def said(name: str):
     """What the simulator says of a planted fault in ten schedules: a Fault, or None."""
     from helpers import simulator
     who, changes = PLANTED[name]
-    call, _ = launcher(who, large=False)
-    module = lessons.variant(LESSON, *changes)
+    call, module = launcher(who, large=False), lessons.variant(LESSON, *changes)
     return simulator.schedules(lambda: call(module))
 
 
@@ -107,7 +103,8 @@ def outcome(row: dict) -> str:
 def on_gpu(name: str) -> dict:
     """In a process of its own: launch a planted fault again and again. {"outcome": "right", "wrong", "hangs"; …}."""
     who, changes = PLANTED[name]
-    call, right = launcher(who, large=True)
+    call = launcher(who, large=True)
+    right = call(getattr(lessons, LESSON))
     module, wrong, begin, launches = lessons.variant(LESSON, *changes), 0, None, 0
     while launches < LAUNCHES and (begin is None or time.monotonic() - begin < SECONDS):
         got, done = call(module), torch.cuda.Event()
