@@ -85,41 +85,38 @@ def read(app, docname, source):
 
 
 def terms(app):
-    """{term in lower case: its anchor} from the glossary's headings, which may give several words for a thing."""
-    found = {}
-    for section in app.env.get_doctree("book/glossary").findall(nodes.section):
-        for word in section[0].astext().split(", "):
-            found[word.lower()] = section["ids"][0]
-    return found
+    """{term: its anchor} from the glossary's headings, which may give several words for a thing."""
+    return {word: section["ids"][0] for section in app.env.get_doctree("book/glossary").findall(nodes.section)
+            for word in section[0].astext().split(", ")}
 
 
 def link_terms(app, doctree, docname):
     """In a lesson, make the first place at which a term stands, in words or as code, a link to the glossary."""
     if not docname.startswith("notebooks/"):
         return
-    left = terms(app)
-    page = app.builder.get_relative_uri(docname, "book/glossary")
-    words = re.compile(r"(?<![\w-])({})(?:s|es)?(?![\w-])".format("|".join(
-        map(re.escape, sorted((word for word in left if len(word) > 1), key=len, reverse=True)))), re.IGNORECASE)
+    code = terms(app)
+    words = {word.lower(): anchor for word, anchor in code.items() if len(word) > 1}
+    known = re.compile(r"(?<![\w-])({})(?:s|es)?(?![\w-])".format("|".join(
+        map(re.escape, sorted(words, key=len, reverse=True)))), re.IGNORECASE)
+    page, seen = app.builder.get_relative_uri(docname, "book/glossary"), {None}
 
-    def link(word, node):
-        anchor = left[word.lower()]
-        for other in [other for other in left if left[other] == anchor]:
-            del left[other]
+    def link(anchor, node):
+        seen.add(anchor)
         return nodes.reference("", "", node, refuri=f"{page}#{anchor}", internal=True, classes=["term"])
 
-    prose = [node for node in doctree.findall() if isinstance(node, (nodes.Text, nodes.literal))
-             and isinstance(node.parent, (nodes.paragraph, nodes.entry, nodes.emphasis, nodes.strong))
-             and not isinstance(node.parent.parent, nodes.reference)]
-    for node in prose:
+    for node in [node for node in doctree.findall() if isinstance(node, (nodes.Text, nodes.literal))
+                 and isinstance(node.parent, (nodes.paragraph, nodes.entry, nodes.emphasis, nodes.strong))
+                 and not isinstance(node.parent.parent, nodes.reference)]:
         if isinstance(node, nodes.literal):
-            if node.astext().lower() in left:
-                node.parent.replace(node, link(node.astext(), node.deepcopy()))
+            anchor = code.get(node.astext())
+            if anchor not in seen:
+                node.parent.replace(node, link(anchor, node.deepcopy()))
             continue
         pieces, at = [], 0
-        for hit in words.finditer(node):
-            if hit[1].lower() in left:
-                pieces += [nodes.Text(node[at:hit.start()]), link(hit[1], nodes.Text(hit[0]))]
+        for hit in known.finditer(node):
+            anchor = words[hit[1].lower()]
+            if anchor not in seen:
+                pieces += [nodes.Text(node[at:hit.start()]), link(anchor, nodes.Text(hit[0]))]
                 at = hit.end()
         if pieces:
             node.parent.replace(node, [*pieces, nodes.Text(node[at:])])
