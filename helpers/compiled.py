@@ -1,7 +1,11 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
+import inspect
+import linecache
 import re
 import subprocess
 import tempfile
+import textwrap
+import types
 from pathlib import Path
 
 from helpers import process
@@ -23,10 +27,16 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
                                  num_warps=num_warps, num_stages=num_stages)])[0]
 
 
+def compile_gluon(kernel, arguments: dict, **options) -> dict:
+    """compile_kernel for a Gluon kernel that is at hand, from a notebook's cell for instance."""
+    return compile_kernels([dict(source=source_of(kernel), kernel=kernel.fn.__name__, arguments=arguments, **options)])[0]
+
+
 def compile_kernels(requests: list) -> list:
     """compile_kernel for each of `requests`, dictionaries of its arguments, one after the other in one process.
 
-    That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
+    That saves the imports of all but the first. A request has a `source` in place of a lesson where the kernel is in no
+    lesson. Raises RuntimeError as soon as the compiler refuses one.
     """
     try:                                           # elsewhere: kernels decorated for the interpreter cannot be compiled
         return process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
@@ -56,15 +66,54 @@ def _innermost(problem) -> str:
     return said
 
 
-def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3):
-    from helpers import lessons
+def source_of(kernel) -> str:
+    """A Gluon kernel and all that it calls and uses, as the source of a module."""
+    parts = {}                                           # in the order in which a module needs them
+
+    def add(kernel):
+        parts[id(kernel)] = ""                           # seen
+        fn = kernel.fn
+        for name in fn.__code__.co_names:
+            value = fn.__globals__.get(name)
+            if isinstance(getattr(value, "fn", None), types.FunctionType) and id(value) not in parts:
+                add(value)
+                if value.fn.__name__ != name:
+                    parts[name] = f"\n\n{name} = {value.fn.__name__}\n"
+            elif isinstance(value, types.ModuleType):
+                parts[name] = f"import {value.__name__} as {name}\n"
+            elif hasattr(value, "__triton_builtin__"):
+                parts[name] = f"from {value.__module__} import {value.__name__} as {name}\n"
+            elif hasattr(value, "_fields"):
+                parts[name] = f"{name} = collections.namedtuple({name!r}, {list(value._fields)})\n"
+            elif type(value).__name__ == "constexpr":
+                parts[name] = f"{name} = gl.constexpr({value.value!r})\n"
+        parts[id(kernel)] = f"\n\n{textwrap.dedent(inspect.getsource(fn))}"
+    add(kernel)
+    texts = sorted(parts.values(), key=lambda text: text.startswith("\n"))             # functions last
+    return "".join(["import collections\n", "from triton.experimental import gluon\n",
+                    "from triton.experimental.gluon import language as gl\n", *texts])
+
+
+def _module(source):
+    module = types.ModuleType("source")
+    module.__file__ = "<source>"
+    linecache.cache["<source>"] = (len(source), None, source.splitlines(keepends=True), "<source>")
+    exec(compile(source, "<source>", "exec"), module.__dict__)
+    return module
+
+
+def _compile(kernel, arguments, lesson=None, source=None, capability=90, num_warps=4, num_stages=3):
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    module = getattr(lessons, lesson)
+    if source:                                           # without torch: it takes longer to import than a kernel to compile
+        module = _module(source)
+    else:
+        from helpers import lessons
+        module = getattr(lessons, lesson)
     fn = getattr(module, kernel)
     types = dict(fp16=tl.float16, bf16=tl.bfloat16, fp32=tl.float32, fp8e5=tl.float8e5, fp8e4nv=tl.float8e4nv)
     constants, attributes = {}, {}
@@ -85,8 +134,8 @@ def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3
         return kind
 
     signature = {p.name: describe(arguments[p.name], (i,), p.is_constexpr) for i, p in enumerate(fn.params)}
-    source = GluonASTSource if fn.is_gluon() else ASTSource
-    compiled = triton.compile(source(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
+    kind = GluonASTSource if fn.is_gluon() else ASTSource
+    compiled = triton.compile(kind(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     usage, sass = _disassemble(compiled.asm["cubin"])
     return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,

@@ -71,11 +71,12 @@ def count():
 def of(lesson: str, function: str, *shapes, dtype="float16", **options) -> Traffic:
     """Call a lesson's exported function on random tensors of these shapes and count its kernels, with or without a GPU.
 
-    `options` are passed on as they are. On a GPU machine the call runs in a process of its own with the interpreter on;
-    RuntimeError with the last line of its message if it fails there.
+    `options` are passed on as they are, lists as int32 tensors. On a GPU machine the call runs in a process of its own
+    with the interpreter on; RuntimeError with the last line of its message if it fails there.
     """
     if not device.INTERPRETED:
         return _in_a_process(lesson, function, *shapes, dtype=dtype, **options)
+    options = {name: torch.tensor(x, dtype=torch.int32) if isinstance(x, list) else x for name, x in options.items()}
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(*shape, generator=generator).to(getattr(torch, dtype)) for shape in shapes]
     with count() as moved:

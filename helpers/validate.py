@@ -69,6 +69,77 @@ def _fit(shapes, steps, enable_gqa):
                          "(grouped-query attention needs a divisor)")
 
 
+def cache(q, k_cache, v_cache, lengths, block_table, scales):
+    """Check the arguments of attention to a cache: q [B, heads, N_q, D], lengths int32 [B], and either k_cache and
+    v_cache [B, kv_heads, N_max, D], or block_table int32 [B, n] and pages [pages, kv_heads, page, D].
+
+    The cache has the type of q; or float8_e4m3fn, and scales, float32 [2, ...], a number for each of its rows. Raises
+    TypeError or ValueError, naming the argument. The numbers in lengths and block_table are left to cache_numbers.
+    """
+    tensors(q=q)
+    eight = scales is not None
+    kinds = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q.dtype)
+    kinds |= dict(lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
+    given = dict(k_cache=k_cache, v_cache=v_cache, lengths=lengths, block_table=block_table, scales=scales)
+    given = {name: x for name, x in given.items() if x is not None or name not in ("block_table", "scales")}
+    for name, x in given.items():
+        readable(name, x)
+        if x.dtype != kinds[name]:
+            raise TypeError(f"{name} is {x.dtype}: expected {kinds[name]}" + (
+                "" if kinds[name] is torch.int32 else " beside scales" if eight else f", the type of q, or {name} in "
+                "torch.float8_e4m3fn beside scales"))
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+    if eight and device.capability(q) < 90:
+        raise ValueError(f"q is on a GPU of compute capability {device.capability(q) / 10}: FP8 needs 9.0 or later")
+    kind = [(x.shape, x.stride()) for x in (q, *given.values())]
+    try:
+        _cache_fits(tuple(given), *kind)
+    except TypeError:                                    # symbolic sizes have no hash
+        _cache_fits.__wrapped__(tuple(given), *kind)
+
+
+@functools.lru_cache(maxsize=1024)
+def _cache_fits(names, q_kind, *kinds):
+    """The part of `cache` that depends on shapes and strides alone."""
+    shapes = dict(zip(names, (list(shape) for shape, _ in kinds)))
+    for name, (shape, steps) in zip(("q", *names[:2]), (q_kind, *kinds)):
+        if len(shape) != 4:
+            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
+        strides(name, shape, steps)
+    (B, heads, _, D), (rows, kv_heads, page, kv_D) = q_kind[0], shapes["k_cache"]
+    paged = "block_table" in shapes
+    if paged and (len(shapes["block_table"]) != 2 or not page):
+        raise ValueError(f"block_table has shape {shapes['block_table']}, k_cache {shapes['k_cache']}: expected [B, n] "
+                         "and [pages, kv_heads, page, D], with at least one key a page")
+    fitting = dict(v_cache=shapes["k_cache"], lengths=[B], scales=[2, rows, kv_heads, page],
+                   block_table=[B, *shapes.get("block_table", [])[1:]])
+    for name in names[1:]:
+        if shapes[name] != fitting[name]:
+            raise ValueError(f"{name} has shape {shapes[name]}: expected {fitting[name]}")
+    for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
+        if ours != theirs:
+            raise ValueError(f"k_cache has {theirs} {what}, q has {ours}: they must be equal")
+    if not 1 <= D <= 256:
+        raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
+    if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
+        raise ValueError(f"k_cache has {kv_heads} heads, which does not divide the {heads} heads of q")
+
+
+def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
+    """ValueError for a length that is not 0 to N_max, or a page in use that is not 0 to pages - 1, saying where.
+
+    It reads the numbers. On a GPU that would wait for all work that is under way: there, kernels answer with NaN.
+    """
+    for b, length in enumerate(lengths.tolist()):
+        if not 0 <= length <= N_max:
+            raise ValueError(f"lengths[{b}] is {length}: expected 0 to {N_max}, for which the cache has room")
+        used = [] if block_table is None else block_table[b, :-(-length // page)].tolist()
+        for i, number in enumerate(used):
+            if not 0 <= number < pages:
+                raise ValueError(f"block_table[{b}, {i}] is {number}: expected 0 to {pages - 1}, the pages of the cache")
+
+
 def strides(name, shape, steps):
     """Raise ValueError where rows and features lie so far apart that 32-bit offsets inside a tile would overflow.
 
@@ -153,19 +224,7 @@ def tensors(**named):
     """
     first, dtype, place = None, None, None               # of the first tensor
     for name, x in named.items():
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
-        if is_functorch_wrapped_tensor(x):
-            raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
-                             "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:       # the first is quick
-            raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
-                             f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
-        if x.layout is not torch.strided:
-            raise ValueError(f"{name} has the layout {x.layout}: expected a dense tensor (pass {name}.to_dense())")
-        if x.is_neg():                                   # such as z.conj().imag
-            raise ValueError(f"{name} is a view whose numbers still have to be negated, and a kernel would read them "
-                             f"as they lie in memory: pass {name}.resolve_neg()")
+        readable(name, x)
         if first is None:
             first, dtype, place = name, x.dtype, x.device
             if dtype not in TYPES:
@@ -246,6 +305,23 @@ def offsets(**named):
 
 def _shape(x):
     return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else _said(x)
+
+
+def readable(name, x):
+    """The part of `tensors` that looks at one tensor alone, whatever its type."""
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if is_functorch_wrapped_tensor(x):
+        raise ValueError(f"{name} belongs to a transform of torch.func (grad, jvp, vmap, ...), which cannot look "
+                         "into a kernel: use torch.autograd for gradients, and an axis of the input for a batch")
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(x).tangent is not None:       # the first is quick
+        raise ValueError(f"{name} carries a tangent, and kernels have no forward-mode derivative: use reverse "
+                         f"mode, torch.autograd, or pass its primal, torch.autograd.forward_ad.unpack_dual({name})")
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name} has the layout {x.layout}: expected a dense tensor (pass {name}.to_dense())")
+    if x.is_neg():                                   # such as z.conj().imag
+        raise ValueError(f"{name} is a view whose numbers still have to be negated, and a kernel would read them "
+                         f"as they lie in memory: pass {name}.resolve_neg()")
 
 
 def uncompiled(fn):

@@ -10,8 +10,8 @@ from triton.runtime import interpreter
 
 import attention as att
 from helpers import ROOT, device, lessons, reference
-from helpers.lessons import (attention_in_a_model, backward_triton, causal_and_multihead, flash_attention_triton, fp8,
-                             matmul_triton, prefetch, softmax_triton, warp_specialization)
+from helpers.lessons import (attention_in_a_model, backward_triton, causal_and_multihead, decoding,
+                             flash_attention_triton, fp8, matmul_triton, prefetch, softmax_triton, warp_specialization)
 
 MOST = 65535                                             # programs along the second and third axis of a grid
 LAUNCHING = [module.__name__.split(".")[-1] for module in (softmax_triton, matmul_triton, flash_attention_triton,
@@ -25,7 +25,14 @@ def trained(fn, q, k, v):
     return torch.cat([x.flatten() for x in (o.detach(), *torch.autograd.grad(o.sum(), leaves))])
 
 
+def decoded(q, k, v, splits=None):
+    """o for a cache that is full: for its last tokens, all that there are."""
+    lengths = torch.full(q.shape[:1], k.shape[2], dtype=torch.int32, device=q.device)
+    return decoding.launch_decode(q, k, v, lengths, splits=splits)[0]
+
+
 CALLS = {
+    "decoding": decoded, "decoding in splits": lambda *x: decoded(*x, splits=2),
     "v2": causal_and_multihead.flash_attention_v2,
     "flash_attention": lambda *x: trained(backward_triton.flash_attention, *x),
     "v3": lambda *x: trained(fp8.flash_attention_v3, *x),

@@ -2,13 +2,14 @@
 import itertools
 import json
 import subprocess
+import sys
 import types
 
 import pytest
 import torch
 
 from helpers import bench, device, records
-from helpers.bench import __main__ as command, attention, claims, clock, host, kernels, programs, run
+from helpers.bench import __main__ as command, attention, claims, clock, decoding, host, kernels, programs, run
 
 pytestmark = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the suites run for real, with `make bench`")
 TIMES = dict(median_ms=2.0, q1_ms=1.5, q3_ms=2.5, calls=5, peak_bytes=64)
@@ -62,7 +63,8 @@ SDPA = ["standard", "SDPA flash", "SDPA cudnn", "SDPA efficient"]
 VERSIONS = ["v2", "v3", "v4"]
 EXPECTED = {"flash_attention_v1": (["v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA], 2 * 2 * 5),
             "forward": ([*VERSIONS, "v3 fp8", "v4 fp8", *SDPA], 2 * 2 * 9),
-            "backward": (["ours", *SDPA], 2 * 2 * 5),
+            "backward": (["ours", "v4", *SDPA], 2 * 2 * 6),
+            "backward_ladder": (["two walks", "one walk", "v4", "SDPA cudnn"], 2 * 2 * 4),
             "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers",
                         "tuned", "specialized", "fp8 kernel"], 4 * 11),
             "lengths_and_batches": (["standard", *VERSIONS, "SDPA flash"], 2 * 5),
@@ -76,7 +78,7 @@ def test_a_suite_at_small_sizes(small, suite):
     assert not [row for row in rows if "error" in row]
     for row in rows:
         work = (4 * row["batch"] * row["heads"] * row["N"]**2 * row["D"] / (2 if row["is_causal"] else 1)
-                * (2.5 if suite == "backward" else 1))
+                * (2.5 if suite.startswith("backward") else 1))
         assert row["tflops"] == pytest.approx(work / 2 / 1e9) and row["median_ms"] == 2.0 and row["peak_bytes"] == 64
         assert 0 < row["relative_error"] < (0.2 if "fp8" in row["name"] else 5e-3)
         assert row["dtype"] == ("float8_e4m3fn" if "fp8" in row["name"] else "float16")
@@ -167,6 +169,30 @@ def test_a_launch_is_timed_by_the_wall_clock(elsewhere, monkeypatch):
     assert [(r["name"], r["is_causal"]) for r in rows] == [
         (name, is_causal) for is_causal in (False, True) for name in (*VERSIONS, "SDPA")]
     assert all(0 < r["q1_ms"] <= r["median_ms"] <= r["q3_ms"] and r["calls"] == 6 for r in rows)
+
+
+def test_decoding_at_small_sizes(small, monkeypatch):
+    for name, value in dict(HEADS=4, D=16, BATCHES=(1, 2), KV_HEADS=(2,), LENGTHS=(64, 256), USUAL=(2, 2, 64), FLEX=[],
+                            MOST=2**15, SHORT=64, CALLS=2, replayed=lambda call: call).items():
+        monkeypatch.setattr(decoding, name, value)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
+    rows = measured("decoding")
+    usual = ["ours", *(f"ours, pages of {page}" for page in (16, 32, 64)), "ours, FP8", "SDPA flash", "SDPA cudnn"]
+    found = {}
+    for row in rows:
+        found.setdefault((row["batch"], row["N"]), []).append(row)
+    assert {shape: names(of) for shape, of in found.items()} == {
+        (1, 64): ["ours", "ours, pages of 64", "SDPA flash", "SDPA cudnn", "FlashAttention-4"],
+        (1, 256): ["ours", "ours, pages of 64", "SDPA flash", "SDPA cudnn", "FlashAttention-4"],
+        (2, 64): [*usual, "FlashAttention-4"]}           # what is larger than MOST is left out
+    for row in rows:
+        assert ("error" in row) == (row["name"] == "FlashAttention-4")
+        if "error" not in row:
+            size = 2 * row["batch"] * 2 * row["N"] * 16
+            moved = size + 4 * size / 16 if "FP8" in row["name"] else 2 * size
+            assert row["gb_per_s"] == pytest.approx(moved / 2 / 1e6)
+            assert ("call_ms" in row) == ("replay_ms" in row) == (row["batch"] == 1 and row["N"] == 64)
 
 
 # what is not timed

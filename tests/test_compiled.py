@@ -8,8 +8,8 @@ import torch
 import triton
 
 from helpers import compiled, lessons
-from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton,
-                             masks_and_scores, prefetch, warp_specialization)
+from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
+                             masks_and_scores, matmul_triton, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL, LARGE = 99 * 1024, 227 * 1024                     # bytes of shared memory a program gets: sm_86; sm_90, sm_100
@@ -33,7 +33,7 @@ class Case:
     @property
     def id(self):
         changed = [f"{name}={value}" for name, value in self.arguments.items()
-                   if name in ("BLOCK", "BLOCK_M", "BLOCK_N", "IS_CAUSAL", "DROPOUT", "EVEN", "group", "FP8")]
+                   if name in ("BLOCK", "BLOCK_M", "BLOCK_N", "IS_CAUSAL", "DROPOUT", "EVEN", "group", "FP8", "PAGE", "splits")]
         return "-".join([self.kernel, f"sm_{self.capability}", self.dtype, f"D={self.D}", *changed])
 
     @property
@@ -109,11 +109,11 @@ DQ_SPILLS = {(90, 128, "both"): 16, (120, 64, "both"): 16}
 def backward():
     both, group = dict(group=4, DROPOUT=True), dict(group=4)
     for capability, dtype, D, changes in (
-            *((capability, "fp16", D, both) for capability in (80, 86, 89, 90, 100, 120) for D in (64, 128, 256)),
-            *((capability, "fp16", D, {}) for capability in (80, 90) for D in (64, 128, 256)),
-            (80, "fp32", 256, {}), (86, "fp16", 128, group), (89, "fp16", 128, group), (90, "fp16", 64, group),
+            *((capability, "fp16", D, both) for capability in (80, 90, 100) for D in (64, 128, 256)),
+            *((capability, "fp16", 256, both) for capability in (86, 89, 120)), (86, "fp16", 128, group),
+            *((90, "fp16", D, {}) for D in (64, 128, 256)), (80, "fp16", 256, {}), (90, "fp16", 64, group),
             (90, "fp16", 128, group), (90, "bf16", 80, {}), (90, "fp32", 64, {}), (90, "fp32", 256, {}),
-            (100, "fp16", 128, group), (100, "fp32", 256, {})):
+            (100, "fp16", 128, group), (120, "fp16", 64, both)):
         tiles = backward_triton.backward_tiles(D, TYPES[dtype], capability // 10 * 10, plain=not changes)
         what = {0: "", 1: "group", 2: "both"}[len(changes)]
         for name, sizes, spills in zip(("dkdv", "dq"), tiles, (DKDV_SPILLS, DQ_SPILLS)):
@@ -199,9 +199,46 @@ def masked():
 MASKED_SPILLS = {("dkdv", 90, 128): 32, ("dkdv", 86, 64): 24}               # bytes, by kernel, capability and D
 
 
-GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
-          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()],
-          "masked": [*masked()]}
+def cached():
+    """The splits of a cache and their merge: for each kind of cache, and for few and many packed rows."""
+    for capability, dtype, D, rows, page, eight, splits in (
+            (90, "fp16", 128, 4, 0, False, 16), (90, "bf16", 64, 4, 16, False, 16), (90, "fp16", 128, 4, 64, True, 16),
+            (90, "fp16", 256, 64, 0, False, 16), (90, "fp32", 256, 4, 0, False, 16), (80, "fp16", 128, 64, 0, False, 16),
+            (86, "fp16", 128, 4, 64, False, 16), (100, "fp16", 128, 4, 64, False, 1), (120, "fp16", 128, 4, 0, False, 16)):
+        held = "*fp8e4nv" if eight else f"*{dtype}"
+        strides = [4096 * 8 * D, 4096 * D, D, 1]
+        made = decoding.decode_tiles(D, TYPES[dtype], 1 if eight else TYPES[dtype].itemsize, rows, page, capability // 10 * 10)
+        made |= dict(k_ptr=held, v_ptr=held, scales_ptr="*fp32" if eight else None, lengths_ptr="*i32",
+                     table_ptr="*i32" if page else None, o_ptr=f"*{dtype}" if splits == 1 else "*fp32",
+                     q_strides=[32 * D, D, D, 1], k_strides=strides, v_strides=strides,
+                     scales_strides=[8 * 8 * 4096, 8 * 4096, 4096, 1] if eight else None, lengths_strides=[1],
+                     table_strides=[64, 1] if page else None, o_strides=[32 * D, D, D, 0 if splits == 1 else D, 1],
+                     kv_heads=8, group=4, N_q=rows // 4, N_max=4096, pages=4096, splits=splits, PAGE=page,
+                     EARLY=splits > 1 and capability >= 90)
+        yield Case("decoding", "decode_kernel", capability, dtype, D, made, shared=LARGE if capability in (90, 100) else SMALL)
+    made = dict(parts_ptr="*fp32", lses_ptr="*fp32", lengths_ptr="*i32", lengths_strides=[1], N_q=1, splits=16, BLOCK_S=16,
+                BLOCK_D=128, EARLY=True, num_warps=2)
+    yield Case("decoding", "merge_kernel", 90, "fp16", 128, made, products=False)
+
+
+def fused():
+    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 1), ("bf16", 128, False, 1),
+                                       ("fp16", 128, True, 4)):
+        BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
+        made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}]>", sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(IS_CAUSAL=is_causal, EVEN=not is_causal, group=group, num_warps=8)
+        yield Case("backward_hopper", "flash_attention_backward_kernel", 90, dtype, D, made,
+                   ("UTMALDG", "UTMAREDG", "USETMAXREG"), stack=16 if D == 64 or group > 1 else 0)
+    made = backward_hopper.walk_tiles(128) | dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
+    yield Case("backward_hopper", "one_walk_kernel", 90, "fp16", 128, made, stack=80)
+    made = dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
+    yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
+
+
+GROUPS = {"cache": [*cached()], "masked": [*masked(), *fused()], "backward": [*backward()],
+          "forward": [*softmax_and_matmul(), *one_head(), *many_heads()],
+          "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
 
 
 # ---------------------------------------------------------------- the tests
@@ -245,7 +282,7 @@ def test_compiles_without_spills(made, group, case):
     assert set(case.uses) <= used
     matrix = {name for name in used if re.fullmatch(r"(H|Q|HG|QG|UTCH|UTCQ)MMA", name)}
     assert bool(matrix) == (case.products and case.dtype != "fp32")        # float32 products are of full precision
-    if matrix and case.lesson != "backward_triton":      # whose tiles of 32 rows are too small for the large units
+    if matrix and case.lesson not in ("backward_triton", "decoding"):        # with too few rows for the large units
         assert matrix == {MATRIX.get(case.capability, "HMMA").replace("H", "Q" if case.dtype == "fp8" else "H")}
 
 

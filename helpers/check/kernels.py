@@ -46,6 +46,20 @@ def _missed(name, x, stores):
     return f"{name} is not what a kernel stored: element {missed.argmax()} of {x.numel()} comes from elsewhere"
 
 
+def read_once(names):
+    """A problem(fn, *inputs): an element of one of these inputs is loaded more than once."""
+    def problem(fn, *inputs):
+        if not INTERPRETED:
+            return ""
+        _, seen = _accesses(fn, *inputs)
+        for name, x in zip(parameters(fn), inputs):
+            times = np.bincount(_of(x, seen["load"]), minlength=x.numel()) if name in names.split() else np.ones(1)
+            if times.max() > 1:
+                return f"element {times.argmax()} of {name} is read {times.max()} times"
+        return ""
+    return problem
+
+
 def own_work(fn, *inputs):
     """A problem(fn, *inputs): the kernels do not read every input where it is, or do not store what fn returns."""
     if not INTERPRETED:

@@ -1,0 +1,124 @@
+"""The suite of decoding: one query against a cache, the course's kernel beside PyTorch's, in GB/s of keys and values."""
+import functools
+import time
+
+from helpers import lessons, reference
+from helpers.bench import clock, kernels
+from helpers.bench.run import suite
+from helpers.device import DEVICE
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+HEADS, D = 32, 128
+BATCHES, KV_HEADS, LENGTHS = (1, 16, 64), (32, 8, 1), (2048, 8192, 32768, 131072)
+MOST = 2**34                                             # bytes of keys and values
+USUAL = (16, 8, 8192)                                    # batch, key heads, keys: where all page sizes and eight bits go
+FLEX = [USUAL, (1, 8, 8192)]                             # torch.compile takes some ten seconds for each
+SHORT, CALLS = 8192, 200                                 # one sequence of so many keys at most: the host is timed, too
+
+
+@suite(seconds=90)
+def decoding():
+    """One query of 32 heads of 128 for each sequence, float16, against a cache, contiguous and in pages."""
+    for B in BATCHES:
+        for kv_heads in KV_HEADS:
+            for N in LENGTHS:
+                if 4 * B * kv_heads * N * D <= MOST:
+                    yield from _beside(B, kv_heads, N)
+
+
+def _beside(B, kv_heads, N):
+    """The jobs of one shape: rows with GB/s; for a short cache also ms of a replay, and of a call in a row of calls."""
+    q, k, v = (torch.randn(B, h, n, D, dtype=torch.float16, device=DEVICE)
+               for h, n in ((HEADS, 1), (kv_heads, N), (kv_heads, N)))
+    want = functools.cache(lambda: reference.last_head(q, k, v))
+    for name, make in _calls(q, k, v).items():
+        facts = dict(name=name, dtype="float8_e4m3fn" if "FP8" in name else "float16", batch=B, heads=HEADS,
+                     kv_heads=kv_heads, N=N, D=D)
+        yield facts, functools.partial(kernels.tolerant, name, functools.partial(_step, name, make, want, k))
+
+
+def _calls(q, k, v):
+    """{name: a function that makes the call}: it makes pages, bytes or a compiled function only when it is asked."""
+    shape = (len(q), *k.shape[1:3])
+    lengths = torch.full(shape[:1], k.shape[2], dtype=torch.int32, device=DEVICE)
+    pages = [page for page in (16, 32, 64, 128, 256) if (shape == USUAL or page == 64) and page <= k.shape[2]]
+    calls = {"ours": lambda: functools.partial(lessons.decoding.decode_attention, q, k, v, lengths)}
+    calls |= {f"ours, pages of {page}": functools.partial(_in_pages, q, k, v, lengths, page) for page in pages}
+    if shape == USUAL:
+        calls["ours, FP8"] = lambda: _in_eight_bits(q, k, v, lengths)
+    calls |= {name: functools.partial(_sdpa, kernels.BACKENDS[name], q, k, v) for name in ("SDPA flash", "SDPA cudnn")}
+    if shape in FLEX:
+        calls["FlexAttention"] = functools.partial(_flex, q, k, v)
+    return calls | {"FlashAttention-4": functools.partial(_fa4, q, k, v)}
+
+
+def _in_pages(q, k, v, lengths, page):
+    B, kv_heads, N, _ = k.shape
+    n = N // page
+    order = torch.randperm(B * n, device=DEVICE)
+    caches = []
+    for x in (k, v):
+        cache = torch.empty(B * n, kv_heads, page, D, dtype=x.dtype, device=DEVICE)
+        cache[order] = x.unflatten(2, (n, page)).transpose(1, 2).flatten(0, 1)
+        caches.append(cache)
+    return functools.partial(lessons.decoding.decode_attention, q, *caches, lengths, block_table=order.view(B, n).int())
+
+
+def _in_eight_bits(q, k, v, lengths):
+    (k8, k_scales), (v8, v_scales) = lessons.decoding.quantize_rows(k), lessons.decoding.quantize_rows(v)
+    return functools.partial(lessons.decoding.decode_attention, q, k8, v8, lengths, scales=torch.stack((k_scales, v_scales)))
+
+
+def _sdpa(backend, q, k, v):
+    def attend():
+        with kernels.sdpa_kernel(backend):
+            return scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    return attend
+
+
+def _flex(q, k, v):
+    from torch.nn.attention.flex_attention import flex_attention
+    torch.compiler.reset()
+    return functools.partial(torch.compile(flex_attention, dynamic=False), q, k, v, enable_gqa=True)
+
+
+def _fa4(q, k, v):
+    from flash_attn.cute import flash_attn_func          # an ImportError where it is not installed
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+
+    def attend():
+        o = flash_attn_func(q, k, v)
+        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
+    return attend
+
+
+def _step(name, make, want, k):
+    call, (B, _, N, _) = make(), k.shape
+    eight = "FP8" in name
+    error = clock.verified(name, call()[-1, -1], want(), kernels.FP8_BOUND if eight else kernels.BOUNDS[k.dtype], f"N = {N}")
+    moved = 2 * k.numel() * (1 + 4 / D) if eight else 4 * k.numel()          # scales of 4 bytes a row
+    row = dict(relative_error=error, **clock.rate(moved, call, "gb_per_s"))
+    if B == 1 and N <= SHORT:
+        row |= dict(call_ms=in_a_row(call), replay_ms=clock.timing(replayed(call))["median_ms"])
+    return row
+
+
+def in_a_row(call):
+    """Wall-clock ms of a call, the host's time included: of CALLS in a row, until the GPU has done the last."""
+    for _ in range(2):                                   # the first time to warm up
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        for _ in range(CALLS):
+            call()
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - start) / CALLS
+
+
+def replayed(call):
+    """A CUDA graph of the call, to be launched again."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
