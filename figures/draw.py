@@ -11,7 +11,8 @@ import matplotlib.pyplot as plt
 import readme
 from draw_decoding import block_table, split_keys
 from draw_memory import attention_tiling, memory_hierarchy
-from draw_pipeline import overlap, pipeline
+from draw_overlap import overlap
+from draw_pipeline import pipeline
 from draw_softmax import online_softmax
 from draw_tiles import causal_blocks, grid_to_tiles
 from helpers import ROOT
@@ -23,8 +24,8 @@ PARTS = [                                                # a row each: what it i
     ("The algorithm", KEY, ["06\nattention,\nmemory", "07\nonline\nsoftmax", "08\nblocks\nin NumPy"]),
     ("The kernel", VALUE, ["09\nv1: one\nkernel", "10\nv2: causal,\nheads", "11\ngradients", "12\nbackward\nTriton",
                            "13\nprefetch", "14\nv3: FP8"]),
-    ("Hopper", SRAM, ["15\nv4: special\nwarps"]),
-    ("At work", OUTPUT, ["17\nin a\nmodel", "19\ndecoding"]),
+    ("Hopper", SRAM, ["15\nv4: special\nwarps", "16\nbackward\non Hopper"]),
+    ("At work", OUTPUT, ["17\nin a\nmodel", "18\nmasks,\nscores", "19\ndecoding", "20\nmany\nGPUs"]),
     ("The truth", HBM, ["21\nmeasuring", "22\nclaims"]),
 ]
 

@@ -1,7 +1,11 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
+import inspect
+import linecache
 import re
 import subprocess
 import tempfile
+import textwrap
+import types
 from pathlib import Path
 
 from helpers import process
@@ -13,8 +17,8 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
 
     `arguments` maps each parameter to an example of what a launch would pass: "*fp16" for a pointer to float16,
     "tensordesc<fp16[64, 128]>" for a descriptor of tiles of 64 x 128, an int or a float for a number, a list for a
-    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16). As at a launch, None and an int of 1
-    become constants, and multiples of 16 are promised to the compiler.
+    tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16, and the name of a function of the lesson for
+    that). As at a launch, None and an int of 1 become constants, and multiples of 16 are promised to the compiler.
 
     Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block),
     and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
@@ -23,10 +27,16 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
                                  num_warps=num_warps, num_stages=num_stages)])[0]
 
 
+def compile_gluon(kernel, arguments: dict, **options) -> dict:
+    """compile_kernel for a Gluon kernel that is at hand, from a notebook's cell for instance."""
+    return compile_kernels([dict(source=source_of(kernel), kernel=kernel.fn.__name__, arguments=arguments, **options)])[0]
+
+
 def compile_kernels(requests: list) -> list:
     """compile_kernel for each of `requests`, dictionaries of its arguments, one after the other in one process.
 
-    That saves the imports of all but the first. Raises RuntimeError as soon as the compiler refuses one.
+    That saves the imports of all but the first. A request has a `source` in place of a lesson where the kernel is in no
+    lesson. Raises RuntimeError as soon as the compiler refuses one.
     """
     try:                                           # elsewhere: kernels decorated for the interpreter cannot be compiled
         return process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
@@ -56,15 +66,55 @@ def _innermost(problem) -> str:
     return said
 
 
-def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3):
-    from helpers import lessons
+def source_of(kernel) -> str:
+    """A Gluon kernel and all that it calls and uses, as the source of a module."""
+    parts = {}                                           # in the order in which a module needs them
+
+    def add(kernel):
+        parts[id(kernel)] = ""                           # seen
+        fn = kernel.fn
+        for name in fn.__code__.co_names:
+            value = fn.__globals__.get(name)
+            if isinstance(getattr(value, "fn", None), types.FunctionType) and id(value) not in parts:
+                add(value)
+                if value.fn.__name__ != name:
+                    parts[name] = f"\n\n{name} = {value.fn.__name__}\n"
+            elif isinstance(value, types.ModuleType):
+                parts[name] = f"import {value.__name__} as {name}\n"
+            elif hasattr(value, "__triton_builtin__"):
+                parts[name] = f"from {value.__module__} import {value.__name__} as {name}\n"
+            elif hasattr(value, "_fields"):
+                parts[name] = f"{name} = collections.namedtuple({name!r}, {list(value._fields)})\n"
+            elif type(value).__name__ == "constexpr":
+                parts[name] = f"{name} = gl.constexpr({value.value!r})\n"
+        parts[id(kernel)] = f"\n\n{textwrap.dedent(inspect.getsource(fn))}"
+    add(kernel)
+    texts = sorted(parts.values(), key=lambda text: text.startswith("\n"))             # functions last
+    return "".join(["import collections\n", "from triton.experimental import gluon\n",
+                    "from triton.experimental.gluon import language as gl\n", *texts])
+
+
+def _module(source):
+    module = types.ModuleType("source")
+    module.__file__ = "<source>"
+    linecache.cache["<source>"] = (len(source), None, source.splitlines(keepends=True), "<source>")
+    exec(compile(source, "<source>", "exec"), module.__dict__)
+    return module
+
+
+def _compile(kernel, arguments, lesson=None, source=None, capability=90, num_warps=4, num_stages=3):
     import triton
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    fn = getattr(getattr(lessons, lesson), kernel)
+    if source:                                           # without torch: it takes longer to import than a kernel to compile
+        module = _module(source)
+    else:
+        from helpers import lessons
+        module = getattr(lessons, lesson)
+    fn = getattr(module, kernel)
     types = dict(fp16=tl.float16, bf16=tl.bfloat16, fp32=tl.float32, fp8e5=tl.float8e5, fp8e4nv=tl.float8e4nv)
     constants, attributes = {}, {}
 
@@ -74,7 +124,7 @@ def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3
             return tuple(describe(each, (*path, i)) for i, each in enumerate(value))
         is_int = isinstance(value, int) and not isinstance(value, bool)
         if is_constant or value is None or (is_int and value == 1):
-            constants[path] = types.get(value, value) if isinstance(value, str) else value
+            constants[path] = types.get(value) or getattr(module, value, value) if isinstance(value, str) else value
             return "constexpr"
         kind = value if isinstance(value, str) else "i32" if is_int else "fp32"
         if fn.is_gluon() and kind.startswith("tensordesc"):
@@ -84,8 +134,8 @@ def _compile(lesson, kernel, arguments, capability=90, num_warps=4, num_stages=3
         return kind
 
     signature = {p.name: describe(arguments[p.name], (i,), p.is_constexpr) for i, p in enumerate(fn.params)}
-    source = GluonASTSource if fn.is_gluon() else ASTSource
-    compiled = triton.compile(source(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
+    kind = GluonASTSource if fn.is_gluon() else ASTSource
+    compiled = triton.compile(kind(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
     usage, sass = _disassemble(compiled.asm["cubin"])
     return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,

@@ -60,6 +60,11 @@ def capability(x: torch.Tensor) -> int:
     return 10 * _major(x.device) if x.is_cuda else 90
 
 
+def multiprocessors(x: torch.Tensor) -> int:
+    """How many multiprocessors x's GPU has. The simulator passes for two, which work one after the other."""
+    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+
+
 _major = functools.cache(lambda gpu: torch.cuda.get_device_capability(gpu)[0])           # asked at each launch
 
 

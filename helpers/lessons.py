@@ -8,15 +8,18 @@ edit, restart, or call importlib.reload.
 import importlib
 import importlib.abc
 import importlib.machinery
+import itertools
 import json
 import linecache
 import sys
+import types
 from pathlib import Path
 
 from helpers import ROOT, device  # noqa: F401  (chooses GPU or interpreter before an exported cell imports triton)
 
 NOTEBOOKS = ROOT / "notebooks"
 MARK = "#| export"
+_variants = itertools.count()                            # their numbers
 __path__ = []                                            # makes this module a package, whose modules the finder makes
 
 
@@ -46,6 +49,32 @@ def source(topic: str) -> str:
     return "\n\n".join(parts)
 
 
+def variant(topic: str, *changes):
+    """The module of a lesson with other lines: for each (old, new) of `changes`, the one place where old stands is new.
+
+    It is not what an import finds. Raises ValueError if there is not one such place.
+    """
+    code = source(topic)
+    for old, new in changes:
+        if code.count(old) != 1:
+            raise ValueError(f"{old!r} stands {code.count(old)} times in lesson {topic!r}, and not once")
+        code = code.replace(old, new)
+    return module_of(code, f"{topic}_{next(_variants)}")
+
+
+def module_of(code: str, name: str):
+    """A module of this source, which tracebacks and inspect find. It is not what an import finds."""
+    module = types.ModuleType(name)
+    _execute(module, code, f"<{name}>")
+    return module
+
+
+def _execute(module, code, file):
+    linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)          # None: it does not age
+    module.__file__ = file                               # with this, inspect finds the source of classes as well
+    exec(compile(code, file, "exec"), module.__dict__)
+
+
 class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds and loads helpers.lessons.TOPIC."""
 
@@ -55,10 +84,7 @@ class _Lessons(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return importlib.machinery.ModuleSpec(fullname, self, origin=f"<exported cells of {notebook(topic).name}>")
 
     def exec_module(self, module):
-        code, file = source(module.__name__.rpartition(".")[2]), module.__spec__.origin
-        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)      # None: it does not age
-        module.__file__ = file                           # with this, inspect finds the source of classes as well
-        exec(compile(code, file, "exec"), module.__dict__)
+        _execute(module, source(module.__name__.rpartition(".")[2]), module.__spec__.origin)
 
 
 if not any(type(finder).__name__ == "_Lessons" for finder in sys.meta_path):

@@ -62,6 +62,21 @@ def torch_attention(q, k, v, *, is_causal=False, scale=None):
     return p.masked_fill(~seen.any(-1, keepdim=True), 0.0) @ v
 
 
+def masked_attention(q, k, v, seen, change=None, sink=None, scale=None):
+    """softmax(change(scale * q k^T)) v over the pairs that are seen, in PyTorch and float64, differentiable: (o, lse).
+
+    q [..., heads, N_q, D], k and v [..., kv_heads, N_k, D]; seen: boolean, like the scores [..., heads, N_q, N_k] or less;
+    sink [heads]: a logit that joins the sum of its head, without a value. A query that sees nothing gets 0 and -inf.
+    """
+    q, k, v = (x.double() for x in (q, k, v))
+    k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    s = (q.shape[-1]**-0.5 if scale is None else scale) * (q @ k.transpose(-1, -2))
+    s = (s if change is None else change(s)).masked_fill(~seen, -math.inf)
+    logits = s if sink is None else torch.cat((s, sink.double()[:, None, None].expand(*s.shape[:-1], 1)), -1)
+    lse = torch.logsumexp(logits, -1)
+    return torch.exp(s - lse.masked_fill(lse == -math.inf, 0.0)[..., None]) @ v, lse
+
+
 def last_head(q, k, v, *, is_causal=False, last=None):
     """torch_attention of the last head of [B, heads, N, D] in float64: o [last, D_v] of the last queries, or of all."""
     q, k, v = (x[-1, -1].double() for x in (q, k, v))

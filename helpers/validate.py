@@ -1,6 +1,9 @@
 """Argument checks that the kernels share: a wrong call ends in a sentence, not in a wrong result."""
+import ast
 import functools
+import inspect
 import numbers
+import textwrap
 
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -73,45 +76,53 @@ def cache(q, k_cache, v_cache, lengths, block_table, scales):
     The cache has the type of q; or float8_e4m3fn, and scales, float32 [2, ...], a number for each of its rows. Raises
     TypeError or ValueError, naming the argument. The numbers in lengths and block_table are left to cache_numbers.
     """
-    tensors(q=q)
-    eight = scales is not None
-    kinds = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q.dtype)
-    kinds |= dict(lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
-    given = dict(k_cache=k_cache, v_cache=v_cache, lengths=lengths, block_table=block_table, scales=scales)
-    given = {name: x for name, x in given.items() if x is not None or name not in ("block_table", "scales")}
-    for name, x in given.items():
-        readable(name, x)
-        if x.dtype != kinds[name]:
-            raise TypeError(f"{name} is {x.dtype}: expected {kinds[name]}" + (
-                "" if kinds[name] is torch.int32 else " beside scales" if eight else f", the type of q, or {name} in "
-                "torch.float8_e4m3fn beside scales"))
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
-    if eight and device.capability(q) < 90:
-        raise ValueError(f"q is on a GPU of compute capability {device.capability(q) / 10}: FP8 needs 9.0 or later")
-    kind = [(x.shape, x.stride()) for x in (q, *given.values())]
+    named = (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("lengths", lengths), ("block_table", block_table),
+             ("scales", scales))
+    kind = []
+    for name, x in named:
+        if x is not None or name not in ("block_table", "scales"):
+            readable(name, x)
+            kind.append((name, x.dtype, x.device, x.shape, x.stride()))
     try:
-        _cache_fits(tuple(given), *kind)
-    except TypeError:                                    # symbolic sizes have no hash
-        _cache_fits.__wrapped__(tuple(given), *kind)
+        _cache_fits(*kind)
+    except TypeError as problem:
+        if "unhashable" not in str(problem):
+            raise
+        _cache_fits.__wrapped__(*kind)                   # symbolic sizes have no hash
 
 
 @functools.lru_cache(maxsize=1024)
-def _cache_fits(names, q_kind, *kinds):
-    """The part of `cache` that depends on shapes and strides alone."""
-    shapes = dict(zip(names, (list(shape) for shape, _ in kinds)))
-    for name, (shape, steps) in zip(("q", *names[:2]), (q_kind, *kinds)):
-        if len(shape) != 4:
-            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
-        strides(name, shape, steps)
-    (B, heads, _, D), (rows, kv_heads, page, kv_D) = q_kind[0], shapes["k_cache"]
+def _cache_fits(*kinds):
+    """The part of `cache` that depends on names, types, devices, shapes and strides alone."""
+    dtypes, shapes = {name: dtype for name, dtype, *_ in kinds}, {name: list(shape) for name, _, _, shape, _ in kinds}
+    q_dtype, place, eight = dtypes["q"], kinds[0][2], "scales" in shapes
+    if q_dtype not in TYPES:
+        raise TypeError(f"q is {q_dtype}, and there is no kernel for {q_dtype}: use torch.float16, torch.bfloat16 or "
+                        "torch.float32")
+    if place.type != device.DEVICE:
+        raise ValueError(f"q is on {place}, and kernels run on {device.DEVICE} here: make it with "
+                         f"device={device.DEVICE!r} or move it there")
+    expected = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q_dtype)
+    expected |= dict(q=q_dtype, lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
+    for name, dtype, where, shape, steps in kinds:
+        if dtype != expected[name]:
+            more = "" if name not in ("k_cache", "v_cache") else " beside scales" if eight else (
+                ", the type of q, or torch.float8_e4m3fn beside scales")
+            raise TypeError(f"{name} is {dtype}: expected {expected[name]}{more}")
+        if where != place:
+            raise ValueError(f"{name} is on {where}, q is on {place}: they must be on one device")
+        if name in ("q", "k_cache", "v_cache"):
+            if len(shape) != 4:
+                raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
+            strides(name, shape, steps)
+    (B, heads, _, D), (rows, kv_heads, page, kv_D) = shapes["q"], shapes["k_cache"]
     paged = "block_table" in shapes
     if paged and (len(shapes["block_table"]) != 2 or not page):
         raise ValueError(f"block_table has shape {shapes['block_table']}, k_cache {shapes['k_cache']}: expected [B, n] "
                          "and [pages, kv_heads, page, D], with at least one key a page")
     fitting = dict(v_cache=shapes["k_cache"], lengths=[B], scales=[2, rows, kv_heads, page],
                    block_table=[B, *shapes.get("block_table", [])[1:]])
-    for name in names[1:]:
+    for name in shapes.keys() & fitting.keys():
         if shapes[name] != fitting[name]:
             raise ValueError(f"{name} has shape {shapes[name]}: expected {fitting[name]}")
     for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
@@ -121,6 +132,9 @@ def _cache_fits(names, q_kind, *kinds):
         raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
     if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
         raise ValueError(f"k_cache has {kv_heads} heads, which does not divide the {heads} heads of q")
+    if eight and place.type == "cuda" and torch.cuda.get_device_capability(place) < (9, 0):
+        raise ValueError(f"q is on a GPU of compute capability {torch.cuda.get_device_capability(place)}: FP8 needs 9.0 "
+                         "or later")
 
 
 def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
@@ -234,6 +248,74 @@ def tensors(**named):
     if place.type != device.DEVICE:
         raise ValueError(f"{first} is on {place}, and kernels run on {device.DEVICE} here: "
                          f"make it with device={device.DEVICE!r} or move it there")
+
+
+def jit_function(name, fn, arguments: str, **sizes):
+    """Raise TypeError unless fn is a @triton.jit function of so many arguments, and ValueError if it looks at one of
+    those in `sizes`, and None is its size."""
+    given = " ".join(getattr(fn, "arg_names", ()))
+    if len(given.split()) != len(arguments.split()):
+        what = f"a function of {given.replace(' ', ', ')}" if given else f"a {type(fn).__name__}"
+        raise TypeError(f"{name} is {what}: expected a @triton.jit function of {arguments.replace(' ', ', ')}")
+    for argument, size in sizes.items():
+        if size is None and looks_at(fn, arguments.split().index(argument)):
+            raise ValueError(f"{name} looks at {argument}: say how many there are, batch for b and heads for h")
+
+
+def looks_at(fn, place: int) -> bool:
+    """Whether a @triton.jit function uses the argument at this place."""
+    code = ast.walk(ast.parse(textwrap.dedent(inspect.getsource(fn.fn))))
+    return any(isinstance(node, ast.Name) and node.id == fn.arg_names[place] for node in code)
+
+
+def masking(q, k, v, enable_gqa, mask, score, sink):
+    """many_heads, unless the compiler asks; and raise TypeError or ValueError unless mask, score and sink fit q and k."""
+    if not torch.compiler.is_compiling():                # else the operator's fake does it
+        many_heads(q, k, v, enable_gqa)
+    for name, x, part, make in (("mask", mask, "kinds", "block_map"), ("score", score, "learns", "score_change")):
+        if not (x is None or hasattr(x, part)):
+            raise TypeError(f"{name} is {_said(x)}: expected what {make} returns")
+    (B, heads, N_q, _), N_k = q.shape, k.shape[2]
+    if mask and not (mask.shape[0] in (1, B) and mask.shape[1] in (1, heads) and mask.shape[2:] == (N_q, N_k)):
+        raise ValueError(f"mask is a map of (batch, heads, N_q, N_k) = {tuple(mask.shape)}, "
+                         f"and q and k have {(B, heads, N_q, N_k)}")
+    if sink is not None and not (isinstance(sink, torch.Tensor) and sink.shape == (heads,)):
+        raise ValueError(f"sink is {_shape(sink)}: expected a tensor [{heads}], a logit for each head")
+    tensors = dict(mask=mask and [*mask.lists, *mask.extra], score=score and score.extra, sink=[sink])
+    for name, x in ((name, x) for name, found in tensors.items() for x in found or () if x is not None):
+        if x.device != q.device:
+            raise ValueError(f"{name} has a tensor on {x.device}, q is on {q.device}: they must be on one device")
+    if score and not score.learns and any(x.requires_grad for x in score.extra):
+        raise ValueError("score has a tensor that requires a gradient, and a derivative that adds nothing to gradients")
+
+
+def packed(q, k, v, offsets_q, offsets_k):
+    """Raise ValueError unless q, k, v are [total, heads, D], and the offsets are integers [sequences + 1]."""
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 3:
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [total, heads, D]")
+    for name, x in (("offsets_q", offsets_q), ("offsets_k", offsets_k)):
+        if not isinstance(x, torch.Tensor) or x.dim() != 1 or not len(x) or x.dtype not in (torch.int32, torch.int64):
+            raise ValueError(f"{name} is {_shape(x)}: expected a tensor [sequences + 1] of int32 or int64")
+        if x.device != q.device:
+            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+    if len(offsets_q) != len(offsets_k):
+        raise ValueError(f"offsets_q names {len(offsets_q) - 1} sequences, offsets_k {len(offsets_k) - 1}: they must be equal")
+
+
+def offsets(**named):
+    """Raise ValueError unless each (offsets, total) begins with 0, does not fall, and ends with the total."""
+    for name, (x, total) in named.items():
+        x = x.tolist()
+        falls = [i for i in range(1, len(x)) if x[i] < x[i - 1]]
+        if falls:
+            raise ValueError(f"{name} falls from {x[falls[0] - 1]} to {x[falls[0]]} at place {falls[0]}")
+        if x[0] != 0 or x[-1] != total:
+            raise ValueError(f"{name} goes from {x[0]} to {x[-1]}: expected from 0 to the total, {total}")
+
+
+def _shape(x):
+    return f"{x.dtype} {list(x.shape)}" if isinstance(x, torch.Tensor) else _said(x)
 
 
 def readable(name, x):

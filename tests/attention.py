@@ -25,7 +25,6 @@ each_value = pytest.mark.parametrize("value", [float("nan"), float("inf"), -floa
 each_empty_shape = pytest.mark.parametrize("shape", [(0, 2, 2, 5, 5, 8), (1, 0, 0, 5, 5, 8), (1, 2, 2, 0, 5, 8),
                                                      (1, 2, 2, 5, 0, 8), (1, 2, 1, 0, 0, 8)])
 needs_fp8 = pytest.mark.skipif(not TUNED, reason="needs compute capability 9.0 or 10.0")
-hopper = pytest.mark.gpu(9)                              # tests/conftest.py leaves these out elsewhere
 quietly = pytest.mark.filterwarnings("ignore::RuntimeWarning")    # NumPy, inside the interpreter, announces NaN
 
 
@@ -93,7 +92,6 @@ class Implementation:
     fn: Callable
     many: bool = True                    # batches, heads, groups, N_q != N_k, is_causal, return_lse
     dtype: torch.dtype = torch.float32
-    marks: tuple = ()
 
     def __call__(self, *tensors, **options):
         return self.fn(*tensors, **options)
@@ -121,7 +119,7 @@ def _v3(q, k, v, *, tiles=None, **options):
 
 
 def _v4(q, k, v, *, tiles=None, **options):
-    """With the specialized kernel for short sequences too, so that it is the one that is tested."""
+    """With the specialized kernel for short sequences too, so that it is the one that is tested; simulated on a CPU."""
     with mock.patch.object(warp_specialization, "tiles_ws", long_tiles):
         return warp_specialization.flash_attention_v4(q, k, v, **options)
 
@@ -135,11 +133,11 @@ V1 = Implementation("v1", _v1, many=False)
 V2 = Implementation("v2", causal_and_multihead.flash_attention_v2)
 FLASH = Implementation("flash_attention", backward_triton.flash_attention)
 V3 = Implementation("v3", _v3, dtype=torch.float16)
-V4 = Implementation("v4", _v4, dtype=torch.float16, marks=(hopper,))
+V4 = Implementation("v4", _v4, dtype=torch.float16)
 
 
 def _parametrized(*chosen):
-    return pytest.mark.parametrize("attention", [pytest.param(x, id=x.name, marks=x.marks) for x in chosen])
+    return pytest.mark.parametrize("attention", [pytest.param(x, id=x.name) for x in chosen])
 
 
 each_kernel = _parametrized(V1, V2, V3, V4)              # flash_attention's forward kernel is v2's, bit for bit

@@ -8,8 +8,8 @@ import torch
 import triton
 
 from helpers import compiled, lessons
-from helpers.lessons import (backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
-                             matmul_triton, prefetch, warp_specialization)
+from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
+                             masks_and_scores, matmul_triton, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 SMALL, LARGE = 99 * 1024, 227 * 1024                     # bytes of shared memory a program gets: sm_86; sm_90, sm_100
@@ -39,7 +39,9 @@ class Case:
     @property
     def request(self):
         fn = getattr(getattr(lessons, self.lesson), self.kernel)
-        given = {name: self.usual(name) for name in inspect.signature(fn.fn).parameters} | self.arguments
+        names = inspect.signature(fn.fn).parameters
+        given = {name: self.usual(name) for name in names} | self.arguments
+        given = {name: value for name, value in given.items() if name in names or name.startswith("num_")}
         launch = {name: given.pop(name) for name in ("num_warps", "num_stages") if name in given}
         return dict(lesson=self.lesson, kernel=self.kernel, arguments=given, capability=self.capability, **launch)
 
@@ -107,11 +109,11 @@ DQ_SPILLS = {(90, 128, "both"): 16, (120, 64, "both"): 16}
 def backward():
     both, group = dict(group=4, DROPOUT=True), dict(group=4)
     for capability, dtype, D, changes in (
-            *((capability, "fp16", D, both) for capability in (80, 86, 89, 90, 100, 120) for D in (64, 128, 256)),
-            *((capability, "fp16", D, {}) for capability in (80, 90) for D in (64, 128, 256)),
-            (80, "fp32", 256, {}), (86, "fp16", 128, group), (89, "fp16", 128, group), (90, "fp16", 64, group),
+            *((capability, "fp16", D, both) for capability in (80, 90, 100) for D in (64, 128, 256)),
+            *((capability, "fp16", 256, both) for capability in (86, 89, 120)), (86, "fp16", 128, group),
+            *((90, "fp16", D, {}) for D in (64, 128, 256)), (80, "fp16", 256, {}), (90, "fp16", 64, group),
             (90, "fp16", 128, group), (90, "bf16", 80, {}), (90, "fp32", 64, {}), (90, "fp32", 256, {}),
-            (100, "fp16", 128, group), (100, "fp32", 256, {})):
+            (100, "fp16", 128, group), (120, "fp16", 64, both)):
         tiles = backward_triton.backward_tiles(D, TYPES[dtype], capability // 10 * 10, plain=not changes)
         what = {0: "", 1: "group", 2: "both"}[len(changes)]
         for name, sizes, spills in zip(("dkdv", "dq"), tiles, (DKDV_SPILLS, DQ_SPILLS)):
@@ -177,6 +179,27 @@ def specialized():
         yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, ("UTMALDG", "USETMAXREG"))
 
 
+def masked():
+    changes = {"causal": dict(MASK="causal", mask_extra=[0]), "documents": dict(MASK="documents", mask_extra=["*i32"]),
+               "soft cap": dict(MASK="window", mask_extra=[0, 1024], SCORE="soft_cap", score_extra=[30.0],
+                                DERIVATIVE="soft_cap_derivative"),
+               "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
+    for capability, dtype, D, BLOCK, change, TMA in (
+            (90, "fp16", 64, 128, "causal", True), (90, "fp16", 128, 64, "documents", True),
+            (86, "fp16", 64, 64, "packed", False)):
+        tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
+        for way, size in zip(("forward", "dq", "dkdv"), tiles):
+            tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
+            x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
+            made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
+                k=x, v=x, q=x, do=x, lists=["*i32", "*i32", "*i32", 1, 1, 64, 64], gradients=[], SPAN=BLOCK, TMA=TMA)
+            yield Case("masks_and_scores", f"masked_{way}_kernel", capability, dtype, D, made,
+                       ("UTMALDG",) if TMA else (), stack=MASKED_SPILLS.get((way, capability, D), 0), shared=shared)
+
+
+MASKED_SPILLS = {("dkdv", 90, 128): 32, ("dkdv", 86, 64): 24}               # bytes, by kernel, capability and D
+
+
 def cached():
     """The splits of a cache and their merge: for each kind of cache, and for few and many packed rows."""
     for capability, dtype, D, rows, page, eight, splits in (
@@ -199,7 +222,23 @@ def cached():
     yield Case("decoding", "merge_kernel", 90, "fp16", 128, made, products=False)
 
 
-GROUPS = {"cache": [*cached()], "forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
+def fused():
+    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 1), ("bf16", 128, False, 1),
+                                       ("fp16", 128, True, 4)):
+        BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
+        made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}]>", sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {D}]>")
+        made |= dict(IS_CAUSAL=is_causal, EVEN=not is_causal, group=group, num_warps=8)
+        yield Case("backward_hopper", "flash_attention_backward_kernel", 90, dtype, D, made,
+                   ("UTMALDG", "UTMAREDG", "USETMAXREG"), stack=16 if D == 64 or group > 1 else 0)
+    made = backward_hopper.walk_tiles(128) | dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
+    yield Case("backward_hopper", "one_walk_kernel", 90, "fp16", 128, made, stack=80)
+    made = dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
+    yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
+
+
+GROUPS = {"cache": [*cached()], "masked": [*masked(), *fused()], "backward": [*backward()],
+          "forward": [*softmax_and_matmul(), *one_head(), *many_heads()],
           "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
 
 

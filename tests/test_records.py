@@ -15,7 +15,7 @@ import readme
 
 README = (ROOT / "README.md").read_text()
 OTHERS = {"traffic", "cuda_profile"}                     # by Nsight Compute
-UNRECORDED = {"decoding", "launch"}                      # no H200 has measured them yet
+UNRECORDED = {"decoding", "masks", "planted"}           # to be measured
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures" / "h200").glob("*.json")), ids=lambda path: path.stem)
@@ -32,7 +32,7 @@ def test_a_record_is_whole(path):
 
 def test_every_suite_has_a_record_and_every_record_a_suite():
     found = {path.stem for path in (ROOT / "figures" / "h200").glob("*.json")}
-    assert found == set(SUITES) - UNRECORDED | OTHERS
+    assert found == set(SUITES) | OTHERS
 
 
 # the README

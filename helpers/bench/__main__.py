@@ -24,9 +24,10 @@ def main(names) -> int:
     if device.INTERPRETED:
         sys.exit("nothing to measure: this machine has no NVIDIA GPU, and times from Triton's interpreter mean nothing")
     where = clock.provenance(f"python -m helpers.bench {' '.join(names)}".strip())
-    todo = names or [name for name in SUITES if not run.is_complete(name, where)]
-    if len(todo) < len(SUITES) and not names:
-        done = (name for name in SUITES if name not in todo)
+    able = [name for name in SUITES if SUITES[name].gpus <= torch.cuda.device_count()]
+    todo = names or [name for name in able if not run.is_complete(name, where)]
+    if len(todo) < len(able) and not names:
+        done = (name for name in able if name not in todo)
         print(f"complete at {where['commit']}: {', '.join(done)} (name one to measure it anew)", flush=True)
     progress, failed = run.Progress({name: SUITES[name].seconds for name in todo}, BUDGET), 0
     for name in todo:

@@ -38,7 +38,7 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
         kind, bound = str(dtype).removeprefix("torch."), kernels.BOUNDS[dtype]
         if "fp8" in name:
             kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
-        facts = dict(name=name, dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
+        facts = dict(name=name, **kernels.version(name), dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
         yield facts, functools.partial(kernels.tolerant, name, functools.partial(
             _forward, name, fn, inputs, want, bound, last, work, times or clock.timing, more))
 
@@ -79,7 +79,7 @@ def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
-        **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
+        **kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
 
 
 def versions(**options):
@@ -124,28 +124,53 @@ def _busy(work, fn):
                 watts=float(seen[1]))
 
 
-@suite(seconds=42)
+@suite(seconds=50)
 def backward():
     """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
+    def jobs(N, D, is_causal, inputs, do):
+        fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
+               **kernels.peers(is_causal), **kernels.fa4(is_causal)}
+        return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
+    yield from _gradients(jobs, BACKWARD_LENGTHS)
+
+
+@suite(seconds=20)
+def backward_ladder():
+    """The backward kernels by themselves, from two walks to v4's, beside cuDNN: one sequence, 16384 tokens, hidden 2048."""
+    def jobs(N, D, is_causal, inputs, do):
+        saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
+        steps = {name: lambda fn=fn: functools.partial(fn, *(x.detach() for x in inputs), *saved(), do)
+                 for name, fn in kernels.backward_steps(is_causal).items()}
+        name = "SDPA cudnn"
+        return steps | {name: functools.partial(_by_autograd, kernels.sdpa(kernels.BACKENDS[name], is_causal), inputs, do)}
+    yield from _gradients(jobs, [TOKENS])
+
+
+def _gradients(jobs, lengths):
+    """Rows for each {name: make} that jobs(N, D, is_causal, inputs, do) returns, where make()() is dq, dk, dv."""
     for D in (64, 128):
-        for N in BACKWARD_LENGTHS:
+        for N in lengths:
             B, heads = TOKENS // N, HIDDEN // D
             *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
             inputs = [x.detach().requires_grad_() for x in inputs]
             for is_causal in (False, True):
                 want = functools.cache(functools.partial(_exact_gradients, *inputs, do, is_causal))
-                for name, fn in {"ours": kernels.flash(is_causal=is_causal), **kernels.peers(is_causal)}.items():
-                    facts = dict(name=name, dtype="float16", batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
+                for name, make in jobs(N, D, is_causal, inputs, do).items():
+                    facts = dict(name=name, **kernels.version(name), dtype="float16", batch=B, heads=heads, N=N, D=D,
+                                 is_causal=is_causal)
                     yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-                        _backward, name, fn, inputs, do, want, is_causal))
+                        _backward, name, make, do, want, is_causal))
 
 
-def _backward(name, fn, inputs, do, want, is_causal):
-    (B, heads, N, D), o = do.shape, fn(*inputs)
+def _by_autograd(fn, inputs, do):
+    """A call that takes the gradients of fn, which was called once."""
+    o = fn(*inputs)
+    return lambda: torch.autograd.grad(o, inputs, do, retain_graph=True)
+
+
+def _backward(name, make, do, want, is_causal):
+    (B, heads, N, D), gradients = do.shape, make()
     work = 2.5 * 4 * B * heads * N * N * D / (2 if is_causal else 1)     # five products, where forward has two
-
-    def gradients():
-        return torch.autograd.grad(o, inputs, do, retain_graph=True)
     error = max(clock.verified(f"{x} of {name}", dx[-1, -1], exact, BACKWARD_BOUND, f"N = {N}")
                 for x, dx, exact in zip(("dq", "dk", "dv"), gradients(), want()))
     return dict(relative_error=error, **clock.rate(work, gradients))

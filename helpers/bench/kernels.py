@@ -1,5 +1,6 @@
 """Every attention that is measured, as fn(q, k, v) for q, k, v [B, heads, N, D]: the course's kernels and PyTorch's."""
 import functools
+import importlib.metadata
 
 from helpers import lessons, reference
 from helpers.device import DEVICE, INTERPRETED
@@ -10,7 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cudnn": SDPBackend.CUDNN_ATTENTION,
             "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION}
-PEERS = ("standard", *BACKENDS, "FlexAttention", "FlashAttention-4")         # may fail, and their rows say so; not ours
+FA4 = "FlashAttention-4"                                 # measured where it can be imported
+PEERS = ("standard", *BACKENDS, "FlexAttention", FA4)    # if one of these fails, its row says so; ours must not fail
 BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the relative error
 FP8_BOUND = 0.2 if INTERPRETED else 0.1                  # the interpreter cuts where a GPU rounds
 
@@ -67,6 +69,28 @@ def steps(D: int, N: int, is_causal: bool) -> dict:
         "specialized": lambda q, k, v: lessons.warp_specialization.forward_v4(q, k, v, is_causal, D**-0.5)[0]}
 
 
+def backward_steps(is_causal: bool) -> dict:
+    """{step: fn(q, k, v, o, lse, do) -> dq, dk, dv} from lesson to lesson, for what a forward pass returned."""
+    fused, usual = lessons.backward_hopper, ((0.0, 0), (True, True, True))
+    options = lambda q, lse: (torch.zeros_like(lse), is_causal, q.shape[3]**-0.5)
+
+    def two_walks(q, k, v, o, lse, do):
+        return lessons.backward_triton.attention_backward(q, k, v, o, lse, do, *options(q, lse), *usual)
+
+    def one_walk(q, k, v, o, lse, do):
+        return fused.one_walk(q, k, v, o, lse, do, *options(q, lse))
+
+    def one_kernel(q, k, v, o, lse, do):
+        return fused.backward_v4(q, k, v, o, lse, do, *options(q, lse), *usual)
+    return {"two walks": two_walks, "one walk": one_walk, "v4": one_kernel}
+
+
+def forward_for_backward(q, k, v, is_causal: bool):
+    """o and lse of v4, from which a backward pass starts."""
+    with torch.no_grad():
+        return v4(is_causal=is_causal, return_lse=True)(q, k, v)
+
+
 def _fp8_kernel(is_causal):
     """v3 in FP8 without the quantization, which is done at the first call, for the inputs of that call."""
     quantized = []
@@ -90,6 +114,24 @@ def sdpa(backend, is_causal: bool):
         with sdpa_kernel(backend):
             return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
     return attend
+
+
+def fa4(is_causal: bool) -> dict:
+    """{"FlashAttention-4": fn(q, k, v)}; nothing where it cannot be imported."""
+    try:
+        from flash_attn.cute import flash_attn_func
+    except ImportError:
+        return {}
+
+    def attend(q, k, v):                                 # its layout is [B, N, heads, D]
+        o = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
+        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
+    return {FA4: attend}
+
+
+def version(name: str) -> dict:
+    """What a row says of a peer that is not PyTorch's: {"version": ...}."""
+    return {"version": importlib.metadata.version("flash-attn-4")} if name == FA4 else {}
 
 
 def flex(N: int, is_causal: bool):

@@ -1,198 +1,236 @@
-"""The checks for warps with different roles: turns in a ring, its readers, attention with p @ v one tile late."""
-import itertools
-import random
-from types import SimpleNamespace
+"""The checks for warps with different roles: kernels in Gluon, run in the simulator and compiled for a Hopper GPU."""
+import functools
 
 import numpy as np
+import torch
 
-from helpers import reference
-from helpers.check.core import difference, first, over, properties, untouched
+from helpers import compiled, lessons, reference, simulator
+from helpers.check.core import difference, first, properties
+from helpers.hopper import TensorDescriptor
+from triton.experimental.gluon import language as gl
 
-# ---------------------------------------------------------------- whose turn it is
-
-
-def _turns(name, part, *stages):
-    """A case that compares one part of fn(i, STAGES) with a count of how often a place was used before."""
-    def case(fn):
-        for STAGES in stages:
-            used = [0] * STAGES
-            for i, stage in zip(range(4 * STAGES + 3), itertools.cycle(range(STAGES))):
-                got, want = fn(i, STAGES)[part], (stage, used[stage] % 2, (used[stage] + 1) % 2)[part]
-                if got != want:
-                    return f"for tile {i} of a ring of {STAGES}, {name} is {got}, expected {want}"
-                used[stage] += 1
-        return ""
-    return case
+HOPPER = "it compiles for a Hopper GPU"
+ORDERS = "no fault, in ten orders of events"
 
 
-TURNS = [("the places of a ring, one after the other", _turns("the place", 0, 2, 4)),
-         ("with which parity readers wait", _turns("the readers' parity", 1, 2, 4)),
-         ("with which parity the writer waits", _turns("the writer's parity", 2, 2, 4)),
-         ("a single place", lambda fn: first(_turns(*part, 1)(fn) for part in PARTS)),
-         ("three places, and five", lambda fn: first(_turns(*part, 3, 5)(fn) for part in PARTS))]
-PARTS = ("the place", 0), ("the readers' parity", 1), ("the writer's parity", 2)
+def _describe(x, *block):
+    kind = {torch.float32: gl.float32, torch.float16: gl.float16}[x.dtype]
+    return TensorDescriptor.from_tensor(x, list(block), gl.NVMMASharedLayout.get_default_for(list(block), kind))
 
 
-def ring_turn(fn):
-    """fn(i, STAGES) returns the place of the i-th tile, and the parities with which its readers and its writer wait."""
-    properties("ring_turn", TURNS, fn)
+def _random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-# ---------------------------------------------------------------- a reader of a ring
-
-class Barrier:
-    """Counts arrivals; when all have come, its phase ends and the next begins."""
-
-    def __init__(self, name, count, when_over=lambda: None):
-        self.name, self.count, self.arrived, self.phase, self.when_over = name, count, 0, 0, when_over
-
-    def arrive(self):
-        self.arrived += 1
-        if self.arrived == self.count:
-            self.arrived, self.phase = 0, self.phase + 1
-            self.when_over()
+def _sentence(fault):
+    """A simulator's fault in a line; "" for none."""
+    return "; ".join(fault.args) if fault else ""
 
 
-def _ring(STAGES, readers):
-    """A ring of cells. What all have handed on is gone: the writer may have written again."""
-    ring = SimpleNamespace(cells=[None] * STAGES)
-    ring.full = [Barrier(f"full[{stage}]", 1) for stage in range(STAGES)]
-    ring.empty = [Barrier(f"empty[{stage}]", readers, lambda stage=stage: ring.cells.__setitem__(stage, None))
-                  for stage in range(STAGES)]
-    return ring
-
-
-def _writer(ring, numbers):
-    for i, number in enumerate(numbers):
-        stage, turn = i % len(ring.cells), i // len(ring.cells)
-        yield ring.empty[stage], (turn + 1) % 2
-        ring.cells[stage] = number
-        ring.full[stage].arrive()
-
-
-def _run(tasks, choose):
-    """Advance {name: generator} by turns, whoever may, until all are done. "" or what holds them up."""
-    waits = {}
-
-    def advance(name):
+def _runs(run):
+    """run(kernel), or what the simulator says against it."""
+    def case(kernel):
         try:
-            waits[name] = next(tasks[name])
-        except StopIteration:
-            waits.pop(name, None)
-    for name in tasks:
-        advance(name)
-    for _ in range(1000):
-        if not waits:
-            return ""
-        free = [name for name, (barrier, parity) in waits.items() if barrier.phase % 2 != parity % 2]
-        if not free:
-            return "all wait, " + ", ".join(f"{name} for phase {barrier.phase} of {barrier.name}"
-                                            for name, (barrier, parity) in list(waits.items())[-2:])
-        advance(choose(free))
-    return "after 1000 turns it is not over"
-
-
-def _relay(STAGES, *begins, numbers=(7, 3, 8, 1, 9, 4, 6)):
-    """A case in which one reader for each of `begins` takes the numbers from there on, in 30 orders of events."""
-    def case(fn):
-        where = f"{STAGES} place{'s' * (STAGES > 1)}"
-        for seed in range(30):
-            ring, got = _ring(STAGES, len(begins)), [[] for _ in begins]
-            tasks = {f"reader {n}": fn(ring, begin, len(numbers), got[n]) for n, begin in enumerate(begins)}
-            stuck = _run(tasks | {"the writer": _writer(ring, numbers)}, random.Random(seed).choice)
-            for n, begin in enumerate(begins):
-                if not stuck and got[n] != list(numbers[begin:]):
-                    return f"{where}: reader {n} wants {list(numbers[begin:])}, and got {got[n]}"
-            if stuck:
-                return f"{where}: {stuck}"
-            for stage, barrier in enumerate(ring.empty):
-                turns = len(range(stage, len(numbers), STAGES))
-                if (barrier.phase, barrier.arrived) != (turns, 0):
-                    return (f"{where}: {barrier.name} is in phase {barrier.phase} at the end, with {barrier.arrived} "
-                            f"arrivals; expected phase {turns}, with 0")
-        return ""
+            return run(kernel)
+        except simulator.Fault as fault:
+            return _sentence(fault)
     return case
 
 
-READER = [("one reader, two places", _relay(2, 0)),
-          ("two readers", _relay(2, 0, 0)),
-          ("any number of places", lambda fn: first(_relay(S, 0)(fn) for S in (1, 3, 9))),
-          ("some are skipped", lambda fn: first(_relay(2, 0, b)(fn) for b in (1, 2, 5))),
-          ("all are skipped", _relay(2, 0, 7))]
+def _orders(run):
+    return lambda kernel: _sentence(simulator.schedules(lambda: run(kernel)))
 
 
-def ring_reader(fn):
-    """fn(ring, begin, end, got) appends numbers begin to end - 1 of a ring to got; it yields (barrier, parity) to wait.
+def _compiles(arguments, *words):
+    """A case that compiles a kernel, and finds these words in its PTX."""
+    def case(kernel):
+        try:
+            ptx = compiled.compile_gluon(kernel, arguments)["ptx"]
+        except RuntimeError as problem:
+            return str(problem).replace("\n", " ")
+        missing = [word for word in words if word not in ptx]
+        return f"there is no {missing[0]} in what it compiles to" if missing else ""
+    return case
 
-    ring.cells, ring.full and ring.empty are lists, an item for each place.
-    """
-    properties("ring_reader", READER, fn)
+
+# ---------------------------------------------------------------- a ring of tiles
+
+def _plus_one(N, STAGES, kernel):
+    x = _random(16 * N, 32, seed=N)
+    y = torch.full_like(x, float("nan"))
+    kernel[1,](_describe(x, 16, 32), y, N, STAGES=STAGES, num_warps=4)
+    wrong = difference(y, x + 1)
+    return f"{N} tiles in {STAGES} places: {wrong}" if wrong else ""
+
+
+def _ahead(kernel):
+    with simulator.schedule() as events:
+        wrong = _plus_one(5, 3, kernel)
+    copies = [event for event in events[0] if event.unit == "copies"]
+    late = [i for i, (one, two) in enumerate(zip(copies, copies[1:3]), 1) if two.begin > one.end]
+    return wrong or (f"three places: tile {late[0]} is asked for when tile {late[0] - 1} has arrived, and not before"
+                     if late else "")
+
+
+RING = [("five tiles in two places", _runs(functools.partial(_plus_one, 5, 2))),
+        ("one place, three, and more than tiles",
+         _runs(lambda kernel: first(_plus_one(N, S, kernel) for N, S in ((4, 1), (7, 3), (2, 5))))),
+        (ORDERS, _orders(lambda kernel: _plus_one(7, 2, kernel))),
+        ("tiles are asked for ahead", _runs(_ahead)),
+        (HOPPER, _compiles(dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5, STAGES=2), "cp.async.bulk.tensor"))]
+
+
+def plus_one(kernel):
+    """kernel[1,](x_desc, y_ptr, N, STAGES): y = x + 1 for N tiles of 16 x 32, through a ring of STAGES places."""
+    properties("plus_one", RING, kernel)
+
+
+# ---------------------------------------------------------------- readers of a ring
+
+def _two_readers(begin, STAGES, kernel, N=7):
+    every, late = torch.full((2, N), -1, dtype=torch.int32)
+    kernel[1,](every, late, begin, N, STAGES=STAGES, num_warps=4)
+    squares = [i * i for i in range(N)]
+    for who, got, want in (("reader", every, squares), ("late_reader", late, [-1] * begin + squares[begin:])):
+        if got.tolist() != want:
+            return f"begin = {begin}, {STAGES} places: {who} stored {got.tolist()}, expected {want}"
+    return ""
+
+
+READERS = [("nothing is skipped", _runs(functools.partial(_two_readers, 0, 2))),
+           ("one is skipped", _runs(functools.partial(_two_readers, 1, 2))),
+           ("some are skipped", _runs(lambda kernel: first(_two_readers(b, 2, kernel) for b in (3, 5)))),
+           ("all are skipped", _runs(functools.partial(_two_readers, 7, 2))),
+           ("one place, and three", _runs(lambda kernel: first(_two_readers(4, S, kernel) for S in (1, 3)))),
+           (ORDERS, _orders(lambda kernel: _two_readers(5, 2, kernel))),
+           (HOPPER, _compiles(dict(o_ptr="*i32", late_ptr="*i32", begin=3, N=7, STAGES=2), "mbarrier.try_wait"))]
+
+
+def two_readers(kernel):
+    """kernel[1,](o_ptr, late_ptr, begin, N, STAGES): two readers of a ring, of which the second wants all from `begin`."""
+    properties("two_readers", READERS, kernel)
+
+
+# ---------------------------------------------------------------- a product by two roles
+
+def _product(steps, STAGES, kernel):
+    a, b = _random(64, 64 * steps).half(), _random(64, 64 * steps, seed=1).half()
+    c = torch.full((64, 64), float("nan"))
+    kernel[1,](_describe(a, 64, 64), _describe(b, 64, 64), c, steps, STAGES=STAGES, num_warps=4)
+    wrong = difference(c, a.double() @ b.double().T, 1e-4)
+    return f"{steps} steps, {STAGES} places: {wrong}" if wrong else ""
+
+
+def _side_by_side(kernel):
+    with simulator.schedule() as events:
+        wrong = _product(4, 2, kernel)
+    products = [event for event in events[0] if event.unit == "products"]
+    if len(products) != 4:
+        return wrong or f"4 steps took {len(products)} products"
+    alone = [i for i, event in enumerate(products) if i and not event.pending]
+    return wrong or (f"product {alone[0]} is started when product {alone[0] - 1} has been waited for" if alone else "")
+
+
+PRODUCT = [("one step", _runs(functools.partial(_product, 1, 2))),
+           ("five steps in two places", _runs(functools.partial(_product, 5, 2))),
+           ("three places, and more than steps",
+            _runs(lambda kernel: first(_product(n, S, kernel) for n, S in ((7, 3), (2, 4))))),
+           (ORDERS, _orders(lambda kernel: _product(5, 2, kernel))),
+           ("the next product is started before the last one is waited for", _runs(_side_by_side)),
+           (HOPPER, _compiles(dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_ptr="*fp32",
+                                   steps=5, STAGES=2), "wgmma.mma_async", "cp.async.bulk.tensor"))]
+
+
+def product_by_roles(kernel):
+    """kernel[1,](a_desc, b_desc, c_ptr, steps, STAGES): c = a b^T, 64 x 64, in steps of 64 features."""
+    properties("product_by_roles", PRODUCT, kernel)
 
 
 # ---------------------------------------------------------------- p @ v one tile late
 
-class _Tiles(list):
-    """A list of tiles that notes which were asked for."""
-
-    def __init__(self, name, tiles, asked):
-        super().__init__(tiles)
-        self.name, self.asked = name, asked
-
-    def __getitem__(self, j):
-        if isinstance(j, slice):
-            return [self[each] for each in range(*j.indices(len(self)))]
-        self.asked.append((self.name, j % len(self)))
-        return super().__getitem__(j)
-
-    def __iter__(self):
-        return (self[j] for j in range(len(self)))
+# the kernel around a loop: a producer of one warp, and a consumer that stores what the loop returns
+LATE = """
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from helpers.lessons.warp_specialization import fetch, ring_for
 
 
-def _problem(seed, tiles, rise=0.0, size=1.0):
-    """q, lists of tiles of k and v, scale. With `rise` the scores of each tile are larger, by more in some rows."""
-    rng = np.random.default_rng(seed)
-    q, k, v = rng.standard_normal((6, 8)), rng.standard_normal((tiles, 5, 8)), rng.standard_normal((tiles, 5, 3))
-    q[:, 0], k[:, :, 0] = np.linspace(0.3, 2, 6), rise * np.arange(tiles)[:, None]
-    return size * q, list(k), list(v), 8**-0.5
+@gluon.jit
+def ask(q, k, v, q_desc, k_desc, v_desc, N):
+    fetch(q, 0, q_desc, [0, 0, 0, 0])
+    for i in range(N):
+        fetch(k, i, k_desc, [0, 0, i * k_desc.block_shape[2], 0])
+        fetch(v, i, v_desc, [0, 0, i * v_desc.block_shape[2], 0])
 
 
-def _attention(*cases):
-    def case(fn):
-        for problem in cases:
-            q, k, v, scale = problem
-            got = fn(q.copy(), [x.copy() for x in k], [x.copy() for x in v], scale)
-            wrong = difference(got, reference.attention(q, np.concatenate(k), np.concatenate(v), scale=scale), 1e-9)
-            if wrong:
-                return f"{len(k)} tile{'s' * (len(k) > 1)}: {wrong}"
-        return ""
-    return case
+@gluon.jit
+def store(q, k, v, o_ptr, N, factor):
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, 64, 16])
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, k.tiles.shape[3], 16])
+    o = loop(q, k, v, N, factor, s_layout, o_layout)
+    rows = gl.arange(0, 64, layout=gl.SliceLayout(1, o_layout))
+    d = gl.arange(0, 64, layout=gl.SliceLayout(0, o_layout))
+    gl.store(o_ptr + rows[:, None] * 64 + d[None, :], o)
 
 
-def _order(fn):
-    asked = []
-    q, k, v, scale = _problem(4, 5)
-    fn(q, _Tiles("k", k, asked), _Tiles("v", v, asked), scale)
-    began = {what: asked.index(what) for what in reversed(asked)}
-    for j in range(5):
-        if ("k", j) not in began or ("v", j) not in began:
-            return f"{'k' if ('k', j) not in began else 'v'}[{j}] was not used"
-        if j < 4 and began["v", j] < began["k", j + 1]:
-            return f"v[{j}] was used before k[{j + 1}]"
-        if j < 3 and began["v", j] > began["k", j + 2]:
-            return f"v[{j}] was used after k[{j + 2}]: two tiles late"
-    return ""
+@gluon.jit
+def kernel(q_desc, k_desc, v_desc, o_ptr, N, factor, STAGES: gl.constexpr):
+    q, k, v = ring_for(q_desc, 1, 1), ring_for(k_desc, STAGES, 1), ring_for(v_desc, STAGES, 1)
+    gl.warp_specialize([(store, (q, k, v, o_ptr, N, factor)), (ask, (q, k, v, q_desc, k_desc, v_desc, N))], [1], [32])
+"""
+BLOCK_N = 32
 
 
-LATE = [("the result is attention", _attention(_problem(0, 4), _problem(1, 3))),
-        ("maxima that rise from tile to tile, in each row by another step", _attention(_problem(2, 5, rise=0.7))),
-        ("maxima that fall", _attention(_problem(2, 5, rise=-0.7))),
-        ("a single tile", _attention(_problem(3, 1))),
-        ("logits of 1e4", _attention(_problem(3, 4, rise=0.5, size=1e4))),
-        ("p @ v comes one tile late", _order),
-        ("the inputs are left as they were", over("", _problem)(untouched, (5, 3)))]
+def _around(loop):
+    """The kernel with this loop in it."""
+    module = lessons.module_of(LATE, "late")
+    module.loop = loop
+    return module.kernel
 
 
-def late_values(fn):
-    """fn(q, k, v, scale), k and v lists of tiles, returns attention, and uses v[j] between k[j + 1] and k[j + 2]."""
-    with np.errstate(all="ignore"):                      # a wrong answer is reported, not warned about
-        properties("late_values", LATE, fn)
+def _attention(tiles, loop, rise=0.0, size=1.0, STAGES=2):
+    """64 queries. With `rise` the scores of each tile are larger, by more in some rows."""
+    q, k, v = (_random(1, 1, n, 64, seed=seed) for seed, n in enumerate((64, BLOCK_N * tiles, BLOCK_N * tiles)))
+    q[..., 0], k[..., 0] = torch.linspace(0.3, 2, 64), rise * (torch.arange(BLOCK_N * tiles) // BLOCK_N)
+    q, k, v = (x.half() for x in (size * q, k, v))
+    o = torch.full((64, 64), float("nan"))
+    _around(loop)[1,](_describe(q, 1, 1, 64, 64), *(_describe(x, 1, 1, BLOCK_N, 64) for x in (k, v)), o, tiles,
+                      float(np.log2(np.e) / 8), STAGES=STAGES, num_warps=4)
+    wrong = difference(o, reference.attention(q, k, v)[0, 0], 2e-3)
+    return f"{tiles} tile{'s' * (tiles > 1)}: {wrong}" if wrong else ""
+
+
+def _order(loop):
+    with simulator.schedule() as events:
+        wrong = _attention(5, loop)
+    scores, values = f"64 x {BLOCK_N} x 64", f"64 x 64 x {BLOCK_N}"
+    made = ["s" if event.label == scores else "v" if event.label == values else "?" for event in events[0]
+            if event.unit == "products"]
+    want = ["s", *4 * ["s", "v"], "v"]
+    if made != want:
+        return wrong or f"the products are {' '.join(made)}, expected {' '.join(want)} (s: scores, v: p @ v)"
+    alone = [i for i, event in enumerate(event for event in events[0] if event.label == f"64 x {BLOCK_N}")
+             if i and not event.pending]
+    return wrong or (f"while the exponentials of tile {alone[0]} are taken, no product is under way" if alone else "")
+
+
+LATE_VALUES = [
+    ("the result is attention", _runs(lambda loop: first(_attention(n, loop) for n in (2, 4)))),
+    ("maxima that rise from tile to tile, in each row by another step", _runs(lambda loop: _attention(5, loop, rise=1.0))),
+    ("maxima that fall", _runs(lambda loop: _attention(5, loop, rise=-1.0))),
+    ("a single tile", _runs(lambda loop: _attention(1, loop))),
+    ("large logits", _runs(lambda loop: _attention(4, loop, rise=0.5, size=100))),
+    (ORDERS, _orders(lambda loop: _attention(5, loop, STAGES=2))),
+    ("p @ v comes one tile late, beside the exponentials", _runs(_order)),
+    (HOPPER, lambda loop: _compiles(dict(
+        o_ptr="*fp32", N=5, factor=0.2, STAGES=2, q_desc="tensordesc<fp16[1, 1, 64, 64]>",
+        **dict.fromkeys(("k_desc", "v_desc"), f"tensordesc<fp16[1, 1, {BLOCK_N}, 64]>")), "wgmma.mma_async")(_around(loop)))]
+
+
+def late_values(loop):
+    """loop(q, k, v, N, factor, s_layout, o_layout) returns attention of one block of queries over N tiles, p @ v late.
+
+    q, k and v are rings, of tiles [1, 1, rows, 64]; factor is what s is multiplied with for exp2.
+    """
+    with np.errstate(all="ignore"):
+        properties("late_values", LATE_VALUES, loop)

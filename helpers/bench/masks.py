@@ -1,0 +1,124 @@
+"""The suite of masks: masked_attention and packed_attention beside FlexAttention, forward and backward."""
+import functools
+
+from helpers import lessons, reference
+from helpers.bench import clock, kernels
+from helpers.bench.attention import BACKWARD_BOUND, HIDDEN, TOKENS
+from helpers.bench.run import suite
+from helpers.device import DEVICE
+
+import torch
+import triton
+import triton.language as tl
+
+LENGTHS, HEAD_DIMS = (4096, 16384), (64, 128)
+WIDE, CAP = 1024, 30.0                                   # of a window, a prefix, a document on average; of a score
+MASKS = "causal", "window", "documents", "prefix", "ALiBi", "soft cap", "packed"
+
+
+@triton.jit
+def prefix(b, h, i, j, extra):                           # extra: how many keys every query sees
+    return (j <= i) | (j < extra[0])
+
+
+@triton.jit
+def alibi(s, b, h, i, j, extra):                         # extra: slopes [heads]
+    return s - tl.load(extra[0] + h) * (i.to(tl.float32) - j.to(tl.float32))       # fewer conversions than (i - j)
+
+
+def cuts(N: int) -> torch.Tensor:
+    """Where documents of WIDE tokens on average begin, and the end: int32 on the device."""
+    inner = torch.randperm(N - 1, generator=torch.Generator().manual_seed(1))[:N // WIDE - 1] + 1
+    return torch.tensor([0, *sorted(inner.tolist()), N], dtype=torch.int32, device=DEVICE)
+
+
+@suite(seconds=330)
+def masks():
+    """A window of 1024, documents of 1024 tokens on average, a prefix of 1024, ALiBi, a soft cap of 30, and packed
+    documents, all causal, in float16: 16384 tokens in all, hidden size 2048. TFLOP/s of the scores that are seen."""
+    for D in HEAD_DIMS:
+        for N in LENGTHS:
+            for name in MASKS:
+                yield from _jobs(name, N, D)
+
+
+def _jobs(name, N, D):
+    """Forward and backward of ours and of FlexAttention, for one mask and shape."""
+    shape = B, heads, _, _ = TOKENS // N, HIDDEN // D, N, D
+    made = functools.cache(functools.partial(_made, name, *shape))
+    for who in ("ours", "FlexAttention")[:1 if name == "packed" else 2]:
+        for way in ("forward", "backward"):
+            facts = dict(name=who, mask=name, way=way, dtype="float16", batch=B, heads=heads, N=N, D=D)
+            yield facts, functools.partial(kernels.tolerant, who, functools.partial(_measured, who, way, made))
+
+
+def _made(name, B, heads, N, D):
+    """What all rows of one mask and shape share: inputs, the exact result of the last head, and the work."""
+    i, j = torch.arange(N, device=DEVICE)[:, None], torch.arange(N, device=DEVICE)
+    offsets, slopes = cuts(N), 2.0**(-8 * torch.arange(1, heads + 1, device=DEVICE) / heads)
+    document = torch.searchsorted(offsets, j.to(torch.int32), right=True)
+    seen = {"window": (j <= i) & (j > i - WIDE), "prefix": (j <= i) | (j < WIDE)}.get(name, j <= i)
+    if name in ("documents", "packed"):
+        seen = seen & (document == document[:, None])
+    change = {"ALiBi": lambda s: s - slopes[-1] * (i - j), "soft cap": lambda s: CAP * torch.tanh(s / CAP)}.get(name)
+    *inputs, do = torch.randn(4, B, N, heads, D, device=DEVICE).to(torch.float16).transpose(2, 3)
+    if name != "packed":                                 # whose rows lie one behind the other, each with all heads
+        inputs, do = [x.contiguous() for x in inputs], do.contiguous()
+    inputs = [x.detach().requires_grad_() for x in inputs]
+    head = [x[-1, -1:].detach().double().requires_grad_() for x in inputs]
+    o, _ = reference.masked_attention(*head, seen, change)
+    exact = [o.detach()[0], *(x[0] for x in torch.autograd.grad(o, head, do[-1, -1:].double()))]
+    return inputs, do.detach(), exact, 4 * B * heads * D * int(seen.sum()), (name, offsets, slopes, document)
+
+
+def _measured(who, way, made):
+    inputs, do, exact, work, what = made()
+    attend = (_ours if who == "ours" else _flex)(*inputs[0].shape[1:3], *what)
+    where = f"{what[0]}, N = {do.shape[2]}"
+    if way == "forward":
+        with torch.no_grad():
+            error = clock.verified(who, attend(*inputs)[-1, -1], exact[0], kernels.BOUNDS[torch.float16], where)
+            return dict(relative_error=error, **clock.rate(work, lambda: attend(*inputs)))
+    o = attend(*inputs)
+
+    def gradients():
+        return torch.autograd.grad(o, inputs, do, retain_graph=True)
+    error = max(clock.verified(f"{x} of {who}", dx[-1, -1], want, BACKWARD_BOUND, where)
+                for x, dx, want in zip(("dq", "dk", "dv"), gradients(), exact[1:]))
+    return dict(relative_error=error, **clock.rate(2.5 * work, gradients))       # five products, where forward has two
+
+
+def _ours(heads, N, name, offsets, slopes, document):
+    """fn(q, k, v), with a map and a score that are made now."""
+    lesson = lessons.masks_and_scores
+    if name == "packed":
+        def attend(q, k, v):                             # batches lie one behind the other
+            starts = _starts(offsets, len(q))
+            rows = (x.transpose(1, 2).reshape(-1, heads, x.shape[3]) for x in (q, k, v))
+            o = lesson.packed_attention(*rows, starts, starts, is_causal=True)
+            return o.view(len(q), N, heads, -1).transpose(1, 2)
+        return attend
+    mask, extra = {"window": (lesson.window, (0, WIDE)), "documents": (lesson.documents, (document.to(torch.int32),)),
+                   "prefix": (prefix, (WIDE,))}.get(name, (lesson.causal, (0,)))
+    score = {"ALiBi": (alibi, lesson.straight, (slopes,)),
+             "soft cap": (lesson.soft_cap, lesson.soft_cap_derivative, (CAP,))}.get(name)
+    BLOCK = 128 if heads > 16 and name not in ("window", "documents") else 64      # D = 64, and most tiles are full
+    return functools.partial(lesson.masked_attention, mask=lesson.block_map(mask, N, N, extra, BLOCK=BLOCK),
+                             score=score and lesson.score_change(*score))
+
+
+@functools.lru_cache(maxsize=1)
+def _starts(offsets, batch):
+    return torch.cat([offsets[:-1] + n * offsets[-1] for n in range(batch)] + [offsets[-1:] * batch])
+
+
+def _flex(heads, N, name, offsets, slopes, document):
+    """fn(q, k, v) by FlexAttention, compiled at its first call."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+    torch.compiler.reset()                               # or the eighth shape would be one recompilation too many
+    masks = {"window": lambda b, h, i, j: (j <= i) & (j > i - WIDE), "prefix": lambda b, h, i, j: (j <= i) | (j < WIDE),
+             "documents": lambda b, h, i, j: (j <= i) & (document[i] == document[j])}
+    score = {"ALiBi": lambda s, b, h, i, j: s - slopes[h] * (i - j),
+             "soft cap": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP)}.get(name)
+    mask = create_block_mask(masks.get(name, lambda b, h, i, j: j <= i), None, None, N, N, device=DEVICE)
+    return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask, score_mod=score)
