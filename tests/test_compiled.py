@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 
+import rings
 from helpers import compiled, lessons
 from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, matmul_triton,
                              prefetch, warp_specialization)
@@ -248,6 +249,14 @@ def test_a_kernel_that_does_not_compile_says_so():
     wrong = Case("vector_add_triton", "add_kernel", 80, "fp32", 1, dict(n=5, BLOCK=1000)).request
     with pytest.raises(RuntimeError, match="add_kernel did not compile for sm_80"):
         compiled.compile_kernel(**wrong)
+
+
+def test_a_gluon_kernel_at_hand_is_compiled_with_all_that_it_calls():
+    made = compiled.compile_gluon(warp_specialization.numbers_kernel, dict(o_ptr="*i32", N=5, STAGES=2))
+    assert made["ptx"].count("mbarrier.init") == 4
+    wrong = rings.module(rings.RING, ("gl.store(y_ptr", "empty = 1.5\n        gl.store(y_ptr")).ring
+    with pytest.raises(RuntimeError, match="(?s)ring did not compile for sm_90: .*def consume.*empty"):
+        compiled.compile_gluon(wrong, dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5))
 
 
 def test_none_where_a_pointer_is_needed_is_refused():

@@ -1,5 +1,7 @@
 """The simulator of Gluon kernels: right results, every planted fault named in every order, no fault where there is none."""
+import importlib
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -313,3 +315,17 @@ def test_a_loop_that_never_ends_is_a_fault(monkeypatch):
 def test_planted_faults_are_planted_and_said():
     harmless = {"k handed on early, in the loop", "no wait for the next block's cell"}
     assert {name for name in planted.PLANTED if not planted.said(name)} == harmless
+
+
+def test_what_became_of_a_planted_fault_is_said_in_a_few_words():
+    rows = [dict(outcome="hangs", launches=1, wrong=0), dict(outcome="hangs", launches=1200, wrong=3),
+            dict(outcome="wrong", launches=2000, wrong=63), dict(outcome="fails", message="an illegal address")]
+    assert [planted.outcome(row) for row in rows] == ["hangs", "hangs at launch 1,200", "63 of 2,000 wrong", "fails"]
+
+
+def test_without_greenlet_the_import_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    for name in ("helpers.simulator", "helpers.simulator.machine"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match="needs the package greenlet"):
+        importlib.import_module("helpers.simulator")
