@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import rings
-from helpers import lessons, reference, simulator
+from helpers import compiled, lessons, reference, simulator
 from helpers.bench import planted
 from helpers.lessons import warp_specialization
 
@@ -169,6 +169,13 @@ def test_products_and_copies_out_are_right(add):
         rings.module(PIPELINE).kernel[1,](rings.describe(a, 64, 64), rings.describe(b, 64, 64), rings.describe(c, 64, 64),
                                           5, STAGES, add)
         torch.testing.assert_close(c, a.float() @ b.float().T + add, rtol=1e-5, atol=1e-5)
+
+
+def test_copies_that_add_compile():
+    """By Triton's own word where there is one, and else by ours."""
+    square = {x: "tensordesc<fp16[64, 64]>" for x in ("a_desc", "b_desc")} | dict(c_desc="tensordesc<fp32[64, 64]>")
+    ptx = compiled.compile_gluon(rings.module(PIPELINE).kernel, square | dict(K=5, STAGES=2, ADD=True))["ptx"]
+    assert "cp.reduce.async.bulk.tensor.2d" in ptx and ".add" in ptx
 
 
 @pytest.mark.parametrize("old,new,sentence", [
