@@ -173,7 +173,7 @@ def test_products_and_copies_out_are_right(add):
 
 def test_copies_that_add_compile():
     """By Triton's own word where there is one, and else by ours."""
-    square = {x: "tensordesc<fp16[64, 64]>" for x in ("a_desc", "b_desc")} | dict(c_desc="tensordesc<fp32[64, 64]>")
+    square = dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_desc="tensordesc<fp32[64, 64]>")
     ptx = compiled.compile_gluon(rings.module(PIPELINE).kernel, square | dict(K=5, STAGES=2, ADD=True))["ptx"]
     assert "cp.reduce.async.bulk.tensor.2d" in ptx and ".add" in ptx
 
