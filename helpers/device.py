@@ -26,6 +26,8 @@ _wish = os.environ.get("TRITON_INTERPRET", "")
 _asked = _wish.lower() in ("1", "true", "on", "yes", "y")            # as Triton reads it
 INTERPRETED = _asked or (not _wish and _capability() < LEAST)
 
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")               # a * b + c in one step, as ever: Triton 3.9 asks
+
 if INTERPRETED:
     if "triton" in sys.modules and not _asked:
         raise ImportError("triton was imported before helpers.device, so its interpreter can no longer be turned on: "

@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 
+import rings
 from helpers import compiled, lessons
 from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
                              masks_and_scores, matmul_triton, prefetch, warp_specialization)
@@ -266,9 +267,11 @@ OLDER = {("dkdv", 64): 88, ("dkdv", 80): 24, ("dkdv", 128): 208, ("dkdv", 256): 
 
 
 def borne(case):
-    """Bytes of spilled registers that are known."""
-    name = case.kernel.removeprefix("flash_attention_").removesuffix("_kernel")
-    return max(case.stack, OLDER.get((name, case.D), 0) if triton.__version__.startswith("3.6.") else 0)
+    """Bytes of spilled registers that are known, of Triton 3.6 and 3.7. What newer ones spill is their own affair."""
+    name, version = case.kernel.removeprefix("flash_attention_").removesuffix("_kernel"), triton.__version__[:4]
+    if version not in ("3.6.", "3.7."):
+        return float("inf")
+    return max(case.stack, OLDER.get((name, case.D), 0) if version == "3.6." else 0)
 
 
 # tests/conftest.py gives the cases of one group to one process
@@ -306,6 +309,14 @@ def test_a_kernel_that_does_not_compile_says_so():
     wrong = Case("vector_add_triton", "add_kernel", 80, "fp32", 1, dict(n=5, BLOCK=1000)).request
     with pytest.raises(RuntimeError, match="add_kernel did not compile for sm_80"):
         compiled.compile_kernel(**wrong)
+
+
+def test_a_gluon_kernel_at_hand_is_compiled_with_all_that_it_calls():
+    made = compiled.compile_gluon(warp_specialization.numbers_kernel, dict(o_ptr="*i32", N=5, STAGES=2))
+    assert made["ptx"].count("mbarrier.init") == 4
+    wrong = rings.module(rings.RING, ("gl.store(y_ptr", "empty = 1.5\n        gl.store(y_ptr")).ring
+    with pytest.raises(RuntimeError, match="(?s)ring did not compile for sm_90: .*def consume.*empty"):
+        compiled.compile_gluon(wrong, dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5))
 
 
 def test_none_where_a_pointer_is_needed_is_refused():

@@ -98,6 +98,16 @@ def import_by_name(topic):
     return importlib.import_module(f"helpers.lessons.{topic}")
 
 
+def test_a_variant_has_other_lines_and_is_no_lesson(write):
+    write("#| export\ndef f():\n    return 1\n")
+    changed = lessons.variant("x", ("return 1", "return 2"))
+    assert (changed.f(), lessons.x.f()) == (2, 1)
+    assert inspect.getsource(changed.f) == "def f():\n    return 2\n" and changed.__name__ not in sys.modules
+    for old in ("return 3", "f"):
+        with pytest.raises(ValueError, match="times in lesson 'x', and not once"):
+            lessons.variant("x", (old, "g"))
+
+
 @pytest.mark.parametrize("call", [from_import, import_by_name, lessons.source, lessons.notebook])
 def test_an_unknown_topic_is_an_import_error(call):
     with pytest.raises(ImportError, match="no lesson 'nothing'; the lessons are start_here, vector_add_cuda, "):

@@ -1,12 +1,14 @@
 """The simulator of Gluon kernels: right results, every planted fault named in every order, no fault where there is none."""
+import importlib
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 import rings
-from helpers import lessons, reference, simulator
+from helpers import compiled, lessons, reference, simulator
 from helpers.bench import planted
 from helpers.lessons import warp_specialization
 
@@ -169,6 +171,13 @@ def test_products_and_copies_out_are_right(add):
         torch.testing.assert_close(c, a.float() @ b.float().T + add, rtol=1e-5, atol=1e-5)
 
 
+def test_copies_that_add_compile():
+    """By Triton's own word where there is one, and else by ours."""
+    square = dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_desc="tensordesc<fp32[64, 64]>")
+    ptx = compiled.compile_gluon(rings.module(PIPELINE).kernel, square | dict(K=5, STAGES=2, ADD=True))["ptx"]
+    assert "cp.reduce.async.bulk.tensor.2d" in ptx and ".add" in ptx
+
+
 @pytest.mark.parametrize("old,new,sentence", [
     ("    fence_async_shared()\n", "", "a copy may not see what a store wrote into c: there is no fence"),
     ("    store_wait(0)\n", "", "the program ends, and nobody has waited for a copy"),
@@ -315,3 +324,17 @@ def test_a_loop_that_never_ends_is_a_fault(monkeypatch):
 def test_planted_faults_are_planted_and_said():
     harmless = {"k handed on early, in the loop", "no wait for the next block's cell"}
     assert {name for name in planted.PLANTED if not planted.said(name)} == harmless
+
+
+def test_what_became_of_a_planted_fault_is_said_in_a_few_words():
+    rows = [dict(outcome="hangs", launches=1, wrong=0), dict(outcome="hangs", launches=1200, wrong=3),
+            dict(outcome="wrong", launches=2000, wrong=63), dict(outcome="fails", message="an illegal address")]
+    assert [planted.outcome(row) for row in rows] == ["hangs", "hangs at launch 1,200", "63 of 2,000 wrong", "fails"]
+
+
+def test_without_greenlet_the_import_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "greenlet", None)
+    for name in ("helpers.simulator", "helpers.simulator.machine"):
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError, match="needs the package greenlet"):
+        importlib.import_module("helpers.simulator")

@@ -95,6 +95,8 @@ def said(name: str):
 
 def outcome(row: dict) -> str:
     """What became of a planted fault on a GPU, from a row of the record, in a few words."""
+    if row["outcome"] == "fails":
+        return "fails"
     if row["outcome"] == "hangs":
         return "hangs" if row["launches"] == 1 else f"hangs at launch {row['launches']:,}"
     return f"{row['wrong']:,} of {row['launches']:,} wrong"
