@@ -11,11 +11,13 @@ from triton.runtime import interpreter
 import attention as att
 from helpers import ROOT, device, lessons, reference
 from helpers.lessons import (attention_in_a_model, backward_triton, causal_and_multihead, decoding,
-                             flash_attention_triton, fp8, matmul_triton, prefetch, softmax_triton, warp_specialization)
+                             flash_attention_triton, fp8, masks_and_scores, matmul_triton, prefetch, softmax_triton,
+                             warp_specialization)
 
 MOST = 65535                                             # programs along the second and third axis of a grid
 LAUNCHING = [module.__name__.split(".")[-1] for module in (softmax_triton, matmul_triton, flash_attention_triton,
-                                                           causal_and_multihead, backward_triton, fp8)]
+                                                           causal_and_multihead, backward_triton, fp8,
+                                                           masks_and_scores)]
 
 
 def trained(fn, q, k, v):
@@ -31,12 +33,20 @@ def decoded(q, k, v, splits=None):
     return decoding.launch_decode(q, k, v, lengths, splits=splits)[0]
 
 
+def masked(q, k, v, is_causal):
+    """masked_attention, with a causal map that is made on the tensors' GPU."""
+    N = q.shape[2]
+    mask = masks_and_scores.block_map(masks_and_scores.causal, N, N, (0,), device=q.device)
+    return masks_and_scores.masked_attention(q, k, v, mask=mask)
+
+
 CALLS = {
     "decoding": decoded, "decoding in splits": lambda *x: decoded(*x, splits=2),
     "v2": causal_and_multihead.flash_attention_v2,
     "flash_attention": lambda *x: trained(backward_triton.flash_attention, *x),
     "v3": lambda *x: trained(fp8.flash_attention_v3, *x),
     "operator": lambda *x: trained(attention_in_a_model.attention, *x),
+    "masked": lambda *x: trained(masked, *x),
     "v4": lambda *x: trained(warp_specialization.flash_attention_v4, *x),
     "dropout": lambda q, k, v: backward_triton.flash_attention(q, k, v, dropout_p=0.5, seed=1),
     "dropout_mask": lambda q, k, v: backward_triton.dropout_mask(*q.shape[:2], 3, 5, 0.5, 1, q.device)}
