@@ -122,9 +122,9 @@ def _cache_fits(*kinds):
                          "and [pages, kv_heads, page, D], with at least one key a page")
     fitting = dict(v_cache=shapes["k_cache"], lengths=[B], scales=[2, rows, kv_heads, page],
                    block_table=[B, *shapes.get("block_table", [])[1:]])
-    for name in shapes.keys() & fitting.keys():
-        if shapes[name] != fitting[name]:
-            raise ValueError(f"{name} has shape {shapes[name]}: expected {fitting[name]}")
+    for name, shape in shapes.items():
+        if shape != fitting.get(name, shape):
+            raise ValueError(f"{name} has shape {shape}: expected {fitting[name]}")
     for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
         if ours != theirs:
             raise ValueError(f"k_cache has {theirs} {what}, q has {ours}: they must be equal")
