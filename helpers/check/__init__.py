@@ -23,5 +23,6 @@ from helpers.check.eight_bits import quantize                                   
 from helpers.check.scales import causal_scaled_attention, scaled_attention            # fp8
 from helpers.check.roles import late_values, ring_reader, ring_turn                   # warp_specialization
 from helpers.check.model import attention_dropout, attention_layer, decoding, operator # attention_in_a_model
+from helpers.check.ring import merge_ranks, ring_of_ranks, shards                     # many_gpus
 from helpers.check.timing import median_time, share, tflops                           # measuring
 from helpers.check.claims import average_speedup, crossover                           # claims
