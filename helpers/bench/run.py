@@ -16,10 +16,11 @@ SUITES = {}                                              # {name: suite}, by `su
 SAME = ("device", "driver", "torch", "triton", "cuda", "cudnn", "commit")    # what must not change within a record
 
 
-def suite(seconds: int):
-    """A decorator: this function is a suite, which takes about so many seconds on an H200 with a slow host."""
+def suite(seconds: int, gpus: int = 1):
+    """A decorator: this function is a suite, which takes about so many seconds on an H200 with a slow host, and needs
+    so many GPUs."""
     def enter(fn):
-        fn.seconds = seconds
+        fn.seconds, fn.gpus = seconds, gpus
         SUITES[fn.__name__] = fn
         return fn
     return enter
