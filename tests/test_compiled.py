@@ -175,9 +175,16 @@ def specialized():
         made |= SCALES | dict(o_ptr="*fp16") if eight else dict.fromkeys(SCALES)
         made |= sizes | dict(N_q=16384, counter="*i32", items=2048, IS_CAUSAL=is_causal, FP8=eight, group=group)
         yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, ("UTMALDG", "USETMAXREG"))
+        if (dtype, D, is_causal, group) == ("fp16", 128, True, 1):             # a partial result, for a ring of GPUs
+            yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made | dict(o_ptr="*fp32"))
 
 
-GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward()],
+def merging():
+    for capability in (80, 90):
+        yield Case("many_gpus", "merge_kernel", capability, "fp32", 128, dict(BLOCK=32, BLOCK_D=128), products=False)
+
+
+GROUPS = {"forward": [*softmax_and_matmul(), *one_head(), *many_heads()], "backward": [*backward(), *merging()],
           "descriptors": [*by_descriptors(), *eight_bits(), *specialized()]}
 
 
