@@ -9,12 +9,13 @@ from helpers import device
 
 
 class OneByOne(LoadFileScheduling):
-    """A process gets single tests, but the cells of a notebook together, and the tests that share what they compile.
+    """A process gets single tests, but the cells of a notebook together, and the tests that share what they compile, or
+    the processes that they start.
 
     With whole files one process would compile for minutes while the others have nothing left to do.
     """
     def _split_scope(self, nodeid):
-        group = re.search(r"test_compiled.*\[(\w+)", nodeid)
+        group = re.search(r"test_compiled.*\[(\w+)", nodeid) or re.search(r"(test_ring)\.py", nodeid)
         return group[1] if group else super()._split_scope(nodeid) if ".ipynb::" in nodeid else nodeid
 
 

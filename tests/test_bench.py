@@ -307,7 +307,7 @@ def suite_of(*seen, stop=None):
                 seen[0].append(N)
                 return dict(square=N * N)
             yield dict(name="four", N=N), square
-    suite.seconds = 1
+    suite.seconds, suite.gpus = 1, 1
     return suite
 
 
@@ -378,7 +378,7 @@ def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere,
         yield dict(name="one"), dict
         if wrong:
             raise AssertionError("v9 is off")
-    fails.seconds = 1
+    fails.seconds, fails.gpus = 1, 1
     only(monkeypatch, fails=fails, four=suite_of(seen))
     assert command.main([]) == 1
     assert "fails failed: AssertionError: v9 is off" in capsys.readouterr().err
@@ -392,6 +392,15 @@ def test_make_bench_writes_complete_suites_only_and_leaves_them_alone(elsewhere,
     assert seen == [0, 1, 2, 3] and (elsewhere / "fails.json").exists()
     assert "complete at abc: four" in capsys.readouterr().out
     assert command.main(["four"]) == 0 and seen == 2 * [0, 1, 2, 3]             # named: measured anew
+
+
+def test_a_suite_for_more_gpus_than_there_are_is_left_out_unless_it_is_named(elsewhere, monkeypatch):
+    seen, several = [], suite_of([])
+    both = suite_of(seen)
+    both.gpus = 1 + max(1, torch.cuda.device_count())
+    only(monkeypatch, both=both, several=several)
+    assert command.main([]) == 0 and seen == []
+    assert command.main(["both"]) == 0 and seen == [0, 1, 2, 3]
 
 
 def test_a_run_ends_when_its_time_is_up(elsewhere, monkeypatch):

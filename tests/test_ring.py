@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import bench, lessons, process
+from helpers import bench, device, lessons, process
 from helpers.bench import ring as suite
 from helpers.lessons import many_gpus as lesson
 from helpers.ranks import Ranks
@@ -43,6 +43,7 @@ def test_the_same_bits_in_every_run(ranks):
 def test_merging_in_any_order_and_into_strided_rows():
     generator = torch.Generator().manual_seed(0)
     o, lse = torch.randn(4, 1, 2, 40, 5, generator=generator), 3 * torch.randn(4, 1, 2, 40, generator=generator)
+    o, lse = o.to(device.DEVICE), lse.to(device.DEVICE)
     lse[0, :, :, :3], lse[1, :, :, 2:5] = -torch.inf, -torch.inf
     lse[:, :, :, 7] = -torch.inf
     o[lse == -torch.inf] = 0
@@ -50,7 +51,7 @@ def test_merging_in_any_order_and_into_strided_rows():
     want, want_lse = (weights[..., None] * o.double()).sum(0), torch.logsumexp(lse.double(), 0)
     for order in ((0, 1, 2, 3), (3, 1, 0, 2)):
         first, *others = order
-        room, room_lse = torch.full((1, 2, 60, 5), torch.nan), torch.full((1, 2, 60), torch.nan)
+        room, room_lse = o.new_full((1, 2, 60, 5), torch.nan), o.new_full((1, 2, 60), torch.nan)
         got, got_lse = room[:, :, 10:50], room_lse[:, :, 10:50]
         got.copy_(o[first]), got_lse.copy_(lse[first])
         for each in others:
@@ -64,7 +65,7 @@ def test_merging_in_any_order_and_into_strided_rows():
 @pytest.mark.parametrize("module,name", [("causal_and_multihead", "launch_v2"), ("warp_specialization", "forward_v4")])
 def test_kernels_return_float32_partial_results_when_asked(module, name):
     launch = getattr(getattr(lessons, module), name)
-    q, k, v = torch.randn(3, 1, 1, 20, 16, generator=torch.Generator().manual_seed(1)).half().to(bench.device.DEVICE)
+    q, k, v = torch.randn(3, 1, 1, 20, 16, generator=torch.Generator().manual_seed(1)).half().to(device.DEVICE)
     o, lse = launch(q, k, v, False, 0.25, dtype=torch.float32)
     rounded, same = launch(q, k, v, False, 0.25)
     assert o.dtype == torch.float32 and rounded.dtype == torch.float16 and lse.equal(same)
@@ -102,7 +103,7 @@ def test_shards_and_what_is_refused(ranks):
         assert found == [[2 * i for i in (*early, *late)], [2 * i for i in range(6 * rank, 6 * rank + 6)], [rank, 7 - rank]]
         assert whole == [True, True] and empty == [1, 1, 0, 8]
         for sentence, start in zip(said, (
-                "x has 12 rows, which 8 chunks for 4 ranks do not divide", "x requires a gradient",
+                "x has 12 rows, which 8 chunks do not divide (4 ranks)", "x requires a gradient",
                 "x's shape is (2, 2) on rank 0 of the ring and (2, 3) on rank 3", "q has 3 rows: with zigzag",
                 "is_causal with 2 queries and 4 keys", "scale is 0.5 on rank 0 of the ring and 1.5 on rank 1",
                 "whether gradients are needed is False on rank 0 of the ring and True on rank 2"), strict=True):
@@ -150,6 +151,6 @@ def test_the_suite_asks_for_every_case_and_takes_the_largest_memory(monkeypatch)
     monkeypatch.setattr(suite, "Ranks", Pretending)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     rows = [row for job in bench.SUITES["ring"]() for row in bench.rows_of(*job)]
-    assert bench.SUITES["ring"].gpus == 2 and len(rows) == 1 + len(suite.LENGTHS) * 2 * 2 * len(suite.NAMES)
+    assert bench.SUITES["ring"].gpus == 2 and len(rows) == 1 + 4 * (3 * len(suite.NAMES) + 2)
     assert {row["gpus"] for row in rows if row["name"] == "one GPU"} == {1}
     assert all(row["peak_bytes"] == 7 for row in rows[1:])

@@ -3,7 +3,8 @@
 Each record says where, when and from which commit it was measured, what the card does at most, and has a row per kernel
 and size with median and quartiles in ms. A run of everything is one process, and ends after BUDGET seconds at most.
 Started again at the same commit, it goes on where it was stopped, and leaves alone what is complete; suites that are
-named are measured anew, unless what is left over from them is of an interrupted run.
+named are measured anew, unless what is left over from them is of an interrupted run. A suite that needs more GPUs than
+there are is left out, unless it is named.
 """
 import sys
 
@@ -24,7 +25,7 @@ def main(names) -> int:
     if device.INTERPRETED:
         sys.exit("nothing to measure: this machine has no NVIDIA GPU, and times from Triton's interpreter mean nothing")
     where = clock.provenance(f"python -m helpers.bench {' '.join(names)}".strip())
-    able = [name for name in SUITES if SUITES[name].gpus <= torch.cuda.device_count()]
+    able = [name for name, suite in SUITES.items() if suite.gpus <= max(1, torch.cuda.device_count())]
     todo = names or [name for name in able if not run.is_complete(name, where)]
     if len(todo) < len(able) and not names:
         done = (name for name in able if name not in todo)
