@@ -182,6 +182,8 @@ def update(folder=ROOT, say=print):
     say(f"Updated to {git('log', '-1', '--format=%h of %as', target, folder=folder).strip()}.")
     for name, (_, told) in results.items():
         say(f"{name}: your cells were kept" + "".join(f"\n    {sentence}" for sentence in told))
+    if results:
+        say("Is one of them open in JupyterLab? Then load it anew: File, Reload Notebook from Disk.")
     if backup.exists():
         say(f"What you had is in {backup.relative_to(folder)}.")
 

@@ -76,45 +76,53 @@ def cache(q, k_cache, v_cache, lengths, block_table, scales):
     The cache has the type of q; or float8_e4m3fn, and scales, float32 [2, ...], a number for each of its rows. Raises
     TypeError or ValueError, naming the argument. The numbers in lengths and block_table are left to cache_numbers.
     """
-    tensors(q=q)
-    eight = scales is not None
-    kinds = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q.dtype)
-    kinds |= dict(lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
-    given = dict(k_cache=k_cache, v_cache=v_cache, lengths=lengths, block_table=block_table, scales=scales)
-    given = {name: x for name, x in given.items() if x is not None or name not in ("block_table", "scales")}
-    for name, x in given.items():
-        readable(name, x)
-        if x.dtype != kinds[name]:
-            raise TypeError(f"{name} is {x.dtype}: expected {kinds[name]}" + (
-                "" if kinds[name] is torch.int32 else " beside scales" if eight else f", the type of q, or {name} in "
-                "torch.float8_e4m3fn beside scales"))
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
-    if eight and device.capability(q) < 90:
-        raise ValueError(f"q is on a GPU of compute capability {device.capability(q) / 10}: FP8 needs 9.0 or later")
-    kind = [(x.shape, x.stride()) for x in (q, *given.values())]
+    named = (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("lengths", lengths), ("block_table", block_table),
+             ("scales", scales))
+    kind = []
+    for name, x in named:
+        if x is not None or name not in ("block_table", "scales"):
+            readable(name, x)
+            kind.append((name, x.dtype, x.device, x.shape, x.stride()))
     try:
-        _cache_fits(tuple(given), *kind)
-    except TypeError:                                    # symbolic sizes have no hash
-        _cache_fits.__wrapped__(tuple(given), *kind)
+        _cache_fits(*kind)
+    except TypeError as problem:
+        if "unhashable" not in str(problem):
+            raise
+        _cache_fits.__wrapped__(*kind)                   # symbolic sizes have no hash
 
 
 @functools.lru_cache(maxsize=1024)
-def _cache_fits(names, q_kind, *kinds):
-    """The part of `cache` that depends on shapes and strides alone."""
-    shapes = dict(zip(names, (list(shape) for shape, _ in kinds)))
-    for name, (shape, steps) in zip(("q", *names[:2]), (q_kind, *kinds)):
-        if len(shape) != 4:
-            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
-        strides(name, shape, steps)
-    (B, heads, _, D), (rows, kv_heads, page, kv_D) = q_kind[0], shapes["k_cache"]
+def _cache_fits(*kinds):
+    """The part of `cache` that depends on names, types, devices, shapes and strides alone."""
+    dtypes, shapes = {name: dtype for name, dtype, *_ in kinds}, {name: list(shape) for name, _, _, shape, _ in kinds}
+    q_dtype, place, eight = dtypes["q"], kinds[0][2], "scales" in shapes
+    if q_dtype not in TYPES:
+        raise TypeError(f"q is {q_dtype}, and there is no kernel for {q_dtype}: use torch.float16, torch.bfloat16 or "
+                        "torch.float32")
+    if place.type != device.DEVICE:
+        raise ValueError(f"q is on {place}, and kernels run on {device.DEVICE} here: make it with "
+                         f"device={device.DEVICE!r} or move it there")
+    expected = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q_dtype)
+    expected |= dict(q=q_dtype, lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
+    for name, dtype, where, shape, steps in kinds:
+        if dtype != expected[name]:
+            more = "" if name not in ("k_cache", "v_cache") else " beside scales" if eight else (
+                ", the type of q, or torch.float8_e4m3fn beside scales")
+            raise TypeError(f"{name} is {dtype}: expected {expected[name]}{more}")
+        if where != place:
+            raise ValueError(f"{name} is on {where}, q is on {place}: they must be on one device")
+        if name in ("q", "k_cache", "v_cache"):
+            if len(shape) != 4:
+                raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
+            strides(name, shape, steps)
+    (B, heads, _, D), (rows, kv_heads, page, kv_D) = shapes["q"], shapes["k_cache"]
     paged = "block_table" in shapes
     if paged and (len(shapes["block_table"]) != 2 or not page):
         raise ValueError(f"block_table has shape {shapes['block_table']}, k_cache {shapes['k_cache']}: expected [B, n] "
                          "and [pages, kv_heads, page, D], with at least one key a page")
     fitting = dict(v_cache=shapes["k_cache"], lengths=[B], scales=[2, rows, kv_heads, page],
                    block_table=[B, *shapes.get("block_table", [])[1:]])
-    for name in names[1:]:
+    for name in shapes.keys() & fitting.keys():
         if shapes[name] != fitting[name]:
             raise ValueError(f"{name} has shape {shapes[name]}: expected {fitting[name]}")
     for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
@@ -124,6 +132,9 @@ def _cache_fits(names, q_kind, *kinds):
         raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
     if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
         raise ValueError(f"k_cache has {kv_heads} heads, which does not divide the {heads} heads of q")
+    if eight and place.type == "cuda" and torch.cuda.get_device_capability(place) < (9, 0):
+        raise ValueError(f"q is on a GPU of compute capability {torch.cuda.get_device_capability(place)}: FP8 needs 9.0 "
+                         "or later")
 
 
 def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):

@@ -192,7 +192,7 @@ def test_decoding_at_small_sizes(small, monkeypatch):
             size = 2 * row["batch"] * 2 * row["N"] * 16
             moved = size + 4 * size / 16 if "FP8" in row["name"] else 2 * size
             assert row["gb_per_s"] == pytest.approx(moved / 2 / 1e6)
-            assert ("call_ms" in row) == ("replay_ms" in row) == (row["batch"] == 1 and row["N"] == 64)
+            assert ("call_ms" in row) == (row["batch"] == 1 and row["N"] == 64)
 
 
 # what is not timed

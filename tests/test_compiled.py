@@ -185,8 +185,7 @@ def masked():
                                 DERIVATIVE="soft_cap_derivative"),
                "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
     for capability, dtype, D, BLOCK, change, TMA in (
-            (90, "fp16", 64, 128, "causal", True), (90, "fp16", 128, 64, "documents", True),
-            (86, "fp16", 64, 64, "packed", False)):
+            (90, "fp16", 128, 64, "documents", True), (86, "fp16", 64, 64, "packed", False)):
         tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
         for way, size in zip(("forward", "dq", "dkdv"), tiles):
             tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"

@@ -259,12 +259,11 @@ def test_quantized_rows():
 @settings(max_examples=100, deadline=None)
 @given(st.integers(1, 600), st.integers(1, 150), st.integers(1, 300))
 def test_the_number_of_splits(programs, multiprocessors, most):
-    def empty(splits):                                   # share of the places of all rounds
-        return 1 - programs * splits / (-(-programs * splits // multiprocessors) * multiprocessors)
+    def taken(splits):                                   # share of the places of all rounds
+        return programs * splits / (-(-programs * splits // multiprocessors) * multiprocessors)
     found = lesson.splits_for(programs, multiprocessors, most)
-    assert 1 <= found <= most
-    fewer = [empty(splits) for splits in range(1, found)]
-    assert all(x > 0.05 for x in fewer) and (empty(found) <= 0.05 or empty(found) == min(map(empty, range(1, most + 1))))
+    assert 1 <= found <= most and all(taken(splits) < 0.95 for splits in range(1, found))
+    assert taken(found) >= 0.95 or taken(found) == max(map(taken, range(1, most + 1)))
 
 
 def test_no_key_is_read_twice_and_none_is_left_out():
