@@ -39,7 +39,7 @@ progress: setup  ## list the exercises: done, failing, not attempted, minutes le
 	@$(BIN)/python -m helpers.progress
 
 update:  ## bring a newer version of the lessons, and keep your answers, changed cells and added cells
-	@$(PYTHON) helpers/update.py
+	@$(PYTHON) -m helpers.update
 
 figures: setup  ## draw figures/*.svg again, and write the README's measurements
 	$(BIN)/python figures/draw.py

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 
 import books
-from helpers import update
+from helpers import merge, update
 from helpers.exercises import found
 from helpers.lessons import NOTEBOOKS
 
@@ -34,10 +34,10 @@ def mine(old):
     """The reader solved every exercise, ran the checks, changed one cell of the course, and added cells."""
     cells, place = copy.deepcopy(old), 0
     for exercise in books.exercises(PATH.stem):
-        place = next(i for i, cell in enumerate(cells) if update.text(cell) == exercise.stub)
+        place = next(i for i, cell in enumerate(cells) if merge.text(cell) == exercise.stub)
         cells[place]["source"] = exercise.solution
         cells[place + 1]["outputs"] = [nbformat.v4.new_output("stream", text="  ok    mine\n")]
-    cells[3]["source"] = update.text(cells[3]) + "\nprint('I looked closer')"
+    cells[3]["source"] = merge.text(cells[3]) + "\nprint('I looked closer')"
     cells.insert(4, code("my_notes = 1", id="mine-1"))
     cells.append(code("after_all = 1", id="mine-2"))
     return cells
@@ -48,20 +48,20 @@ def new(old):
     """The course put a cell in front, so that all ids move on, and changed prose, an example and a check."""
     cells = copy.deepcopy(old)
     cells.insert(1, nbformat.v4.new_markdown_cell("A new section."))
-    cells[3]["source"] = "New prose. " + update.text(cells[3])
-    checks = [cell for cell in cells if update.text(cell).startswith("check.")]
-    checks[0]["source"] = update.text(checks[0]) + "  # again"
+    cells[3]["source"] = "New prose. " + merge.text(cells[3])
+    checks = [cell for cell in cells if merge.text(cell).startswith("check.")]
+    checks[0]["source"] = merge.text(checks[0]) + "  # again"
     for place, cell in enumerate(cells):
         cell["id"] = f"07-{place:02}"
     return cells
 
 
 def texts(cells):
-    return [update.text(cell) for cell in cells]
+    return [merge.text(cell) for cell in cells]
 
 
 def test_all_of_the_reader_and_all_of_the_new_version(old, mine, new):
-    cells, told = update.merged(old, mine, new)
+    cells, told = merge.merged(old, mine, new)
     nbformat.validate(nbformat.reads(save(cells), as_version=4))
     assert len({cell["id"] for cell in cells}) == len(cells) == len(new) + 2
     now = texts(cells)
@@ -69,46 +69,46 @@ def test_all_of_the_reader_and_all_of_the_new_version(old, mine, new):
     assert now[4].endswith("print('I looked closer')") and now[5] == "my_notes = 1" and now[3].startswith("New prose. ")
     solutions = [exercise.solution for exercise in books.exercises(PATH.stem)]
     assert [exercise.cells[0] for exercise in found(cells)] == solutions
-    checks = [cell for cell in cells if update.text(cell).startswith("check.")]
-    assert update.text(checks[0]).endswith("  # again") and "mine" not in json.dumps(checks[0])
+    checks = [cell for cell in cells if merge.text(cell).startswith("check.")]
+    assert merge.text(checks[0]).endswith("  # again") and "mine" not in json.dumps(checks[0])
     assert all("  ok    mine" in json.dumps(check) for check in checks[1:])
     assert told == []
 
 
 def test_nothing_of_the_reader_is_the_new_version(old, new):
-    cells, told = update.merged(old, copy.deepcopy(old), new)
+    cells, told = merge.merged(old, copy.deepcopy(old), new)
     assert texts(cells) == texts(new) and [c["id"] for c in cells] == [c["id"] for c in new] and told == []
 
 
 def test_nothing_new_is_the_readers(old, mine):
-    assert update.merged(old, mine, copy.deepcopy(old)) == (mine, [])
+    assert merge.merged(old, mine, copy.deepcopy(old)) == (mine, [])
 
 
 def test_what_both_changed_stays_the_readers_and_is_told(old, mine, new):
     exercise = books.exercises(PATH.stem)[0]
-    stub = next(cell for cell in new if update.text(cell) == exercise.stub)
+    stub = next(cell for cell in new if merge.text(cell) == exercise.stub)
     stub["source"] = "def safe_softmax(s, axis):\n    raise NotImplementedError"
-    cells, told = update.merged(old, mine, new)
+    cells, told = merge.merged(old, mine, new)
     assert exercise.solution in texts(cells) and stub["source"] not in texts(cells)
     assert told == ["yours is kept, and the new version has another: `def safe_softmax(s, axis):`"]
 
 
 def test_a_cell_that_the_new_version_dropped_stays_if_the_reader_changed_it(old, mine, new):
     del new[4]
-    cells, told = update.merged(old, mine, new)
+    cells, told = merge.merged(old, mine, new)
     assert mine[3]["source"] in texts(cells)
-    assert told == [f"yours is kept, and the new version has none: {update.title(mine[3])}"]
-    assert update.text(old[3]) not in texts(update.merged(old, copy.deepcopy(old), new)[0])
+    assert told == [f"yours is kept, and the new version has none: {merge.title(mine[3])}"]
+    assert merge.text(old[3]) not in texts(merge.merged(old, copy.deepcopy(old), new)[0])
 
 
 def test_a_deleted_cell_comes_back(old, new):
-    assert texts(update.merged(old, old[:5] + old[7:], new)[0]) == texts(new)
+    assert texts(merge.merged(old, old[:5] + old[7:], new)[0]) == texts(new)
 
 
 def test_cells_without_their_ids_are_found_by_their_text(old, mine, new):
     for place, cell in enumerate(mine):
         cell["id"] = f"x{place}"
-    cells, _ = update.merged(old, mine, new)
+    cells, _ = merge.merged(old, mine, new)
     assert {exercise.cells[0] for exercise in found(cells)} >= {books.exercises(PATH.stem)[0].solution}
     assert "my_notes = 1" in texts(cells) and "A new section." in texts(cells)
 
@@ -145,7 +145,7 @@ def test_an_update_keeps_the_answers(clones, old, mine, new, commits):
         update.git("commit", "--quiet", "--all", "--message", "answers", folder=reader)
     said = []
     update.update(reader, said.append)
-    assert (reader / LESSON).read_text() == save(update.merged(old, mine, new)[0])
+    assert (reader / LESSON).read_text() == save(merge.merged(old, mine, new)[0])
     assert (reader / "helpers.py").read_text() == "new\n" and (reader / "notebooks/08_y.ipynb").exists()
     backup, = (reader / "backups").iterdir()
     assert (backup / LESSON).read_text() == save(mine)
