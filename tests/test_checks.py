@@ -3,6 +3,7 @@
 A module of mistakes has CASES = {check: dict(right=[fn, …], wrong={property: fn or [fn, …]}, also=[fn, …])}, where
 those of `also` fail some property. `stub` and `broken` may be given where a check takes no function.
 """
+import ast
 import contextlib
 import importlib
 import inspect
@@ -111,3 +112,10 @@ def test_a_stub_is_not_attempted_and_an_exception_is_a_failed_property(name):
     assert printed(run, versions.get("stub", stub)).endswith(": not attempted yet\n")
     found = report(run, versions.get("broken", broken))
     assert all(found.values()) or "ZeroDivisionError: by zero" in str(found), found
+
+
+def test_the_face_lists_functions():
+    """A file of checks with the name of a check would stand in its place."""
+    listed = [alias.name for node in ast.parse(inspect.getsource(check)).body
+              if getattr(node, "module", None) and node.module.startswith("helpers.check.") for alias in node.names]
+    assert len(listed) > 40 and all(inspect.isfunction(getattr(check, name)) for name in listed)
