@@ -33,7 +33,7 @@ def test_a_report_wraps_counts_and_says_things_once(capsys):
 
 def test_checks_say_what_they_take():
     for name, fn in inspect.getmembers(check, inspect.isfunction):
-        assert re.match(r"fn\(|As \w+", fn.__doc__), name
+        assert re.match(r"(fn|kernel|loop)[([]|As \w+", fn.__doc__), name
     for name in ("vector_add", "scale_add", "stride_add", "transpose", "matmul"):
         assert "float*" in getattr(check.cuda, name).__doc__.split(":")[0]
 
