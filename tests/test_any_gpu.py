@@ -9,7 +9,7 @@ import torch
 from triton.runtime import interpreter
 
 import attention as att
-from helpers import ROOT, device, lessons, reference
+from helpers import ROOT, device, lessons, reference, simulator
 from helpers.lessons import (attention_in_a_model, backward_triton, causal_and_multihead, decoding,
                              flash_attention_triton, fp8, masks_and_scores, matmul_triton, prefetch, softmax_triton,
                              warp_specialization)
@@ -55,11 +55,12 @@ if att.TUNED:
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
-@pytest.mark.skipif(not device.INTERPRETED, reason="replaces the interpreter")
+@pytest.mark.skipif(not device.INTERPRETED, reason="replaces the interpreter and the simulator")
 @each_call
 def test_only_the_first_axis_of_a_grid_is_long(call, monkeypatch):
     grids = []
     monkeypatch.setattr(interpreter.GridExecutor, "__call__", lambda self, *_, **__: grids.append(self.grid))
+    monkeypatch.setattr(simulator, "launch", lambda kernel, grid, *_, **__: grids.append(grid))
     call(*torch.zeros(3, MOST // 16 + 1, 16, 1, 16, dtype=torch.float16))
     assert grids and all(len(grid) == 1 or max(grid[1:]) <= MOST for grid in grids)
 
