@@ -24,7 +24,8 @@ PINS = dict(re.findall(r"^([\w-]+)(?:\[[\w,]+\])?==([\w.]+)", (ROOT / "requireme
 
 
 def make(*arguments):
-    return subprocess.run(["make", "--no-print-directory", *arguments], capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    command = ["make", "--no-print-directory", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
 
 
 def test_bare_make_lists_every_target():
