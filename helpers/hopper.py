@@ -3,7 +3,7 @@
 A launch on CUDA tensors runs on the GPU, and one on CPU tensors in the simulator (helpers/simulator).
 
 Triton 3.6 and 3.7 call the copies async_copy_global_to_shared and async_copy_shared_to_global, later ones async_load and
-async_store; 3.6 calls sync_threads thread_barrier; and the copy that adds has no public name before 3.8.
+async_store; and the copy that adds has no public name before 3.8.
 """
 import functools
 
@@ -11,7 +11,6 @@ from helpers import device  # (before triton: helpers.device says why)
 
 import torch
 from triton._C.libtriton import ir
-from triton.experimental.gluon import language as gl
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.experimental.gluon.language._core import builtin
 from triton.experimental.gluon.language.nvidia.hopper import (fence_async_shared, mbarrier, tma,  # noqa: F401
@@ -33,7 +32,6 @@ async_load = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 async_store = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global          # (desc, corner, tile)
 async_add = getattr(tma, "async_atomic_add", _add)                                          # the same, and adds
 store_wait = tma.store_wait
-sync_threads = getattr(gl, "barrier", None) or gl.thread_barrier
 
 
 def _on_gpu_or_simulated(run):

@@ -66,3 +66,15 @@ def run(kernel, seed=None, N=5):
     with simulator.schedule(seed):
         kernel[1,](describe(x, 16, 32), y, N)
     return torch.equal(y, x + 1)
+
+
+def is_named_or_harmless(lesson, runs, harmless):
+    """Assert that of these (seed, run) one is a fault, unless the change is harmless, and that none before is wrong."""
+    for seed, run in runs:
+        with simulator.schedule(seed):
+            try:
+                assert run(lesson), "a wrong result without a fault"
+            except simulator.Fault:
+                assert not harmless
+                return
+    assert harmless
