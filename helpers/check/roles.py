@@ -1,5 +1,6 @@
 """The checks for warps with different roles: kernels in Gluon, run in the simulator and compiled for a Hopper GPU."""
 import functools
+import re
 
 import numpy as np
 import torch
@@ -47,10 +48,16 @@ def _compiles(arguments, *words):
         try:
             ptx = compiled.compile_gluon(kernel, arguments)["ptx"]
         except RuntimeError as problem:
-            return str(problem).replace("\n", " ")
+            return told(str(problem))
         missing = [word for word in words if word not in ptx]
         return f"there is no {missing[0]} in what it compiles to" if missing else ""
     return case
+
+
+def told(message):
+    """What the compiler says, in a sentence: of the lines that it shows, the last one is the reader's."""
+    found = re.fullmatch(r"(.*): at \d+:\d+:\n(?:.*\n)?([^\n]+)\n *\^\n(.*)", message, re.DOTALL)
+    return " ".join(("{}: `{}`: {}".format(*map(str.strip, found.groups())) if found else message).split())
 
 
 # ---------------------------------------------------------------- a ring of tiles
