@@ -30,7 +30,8 @@ def attention(fn, *, is_causal=False, return_lse=False, numpy=False):
              ("the inputs are left as they were", on(steady)(untouched, 64))]
     if is_causal:
         cases += [("the first causal row sees one key", on(steady)(_first_row, 64)),
-                  ("a later key weighs nothing, however low the scores", on(equal_scores)(right, (64, -1e30)))]
+                  ("a later key weighs nothing, however low the scores", on(equal_scores)(right, (64, -1e30))),
+                  ("a later key is no row's maximum, however high its score", on(one_large)(right, (64, -1, 1e4)))]
     else:
         cases += [("keys beyond the end weigh nothing, however low the scores", on(equal_scores)(right, (50, -1e30)))]
     if not numpy:

@@ -4,7 +4,7 @@ import functools
 import numpy as np
 
 from helpers import reference
-from helpers.check.attention import equal_scores
+from helpers.check.attention import equal_scores, one_large
 from helpers.check.core import agrees, everywhere, outside, over, properties, tensor, unwritten
 
 
@@ -65,6 +65,9 @@ def window_attention(fn):
          on(right, (160, 2), (160, 3), (70, 18), (100, 34), (140, 66))),
         ("a window longer than the sequence", on(right, (64, 100))),
         ("a key outside of the window weighs nothing, however low the scores", on(right, (64, 7, -1e30))),
+        ("a key outside of the window is no row's maximum, however high its score",
+         over("N = {}, window {}", lambda N, window, key: (*map(tensor, one_large(N, key, 1e4)), window))(
+             right, (64, 7, 0), (64, 7, -1))),
         ("tiles before the window are not visited", functools.partial(_visits, "before")),
         ("tiles above the diagonal are not visited", functools.partial(_visits, "after")),
         ("every output element is written", on(everywhere(unwritten), (64, 5), (50, 5))),

@@ -76,7 +76,7 @@ HEADS = dict(right=[heads, lambda q, k, v: reference.torch_attention(q, k, v, is
 
 
 def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, first - window + 1) // BLOCK * BLOCK,
-           stop=lambda first, BLOCK, N: min(first + BLOCK, N), mask=-np.inf, more=lambda window, N: 0):
+           stop=lambda first, BLOCK, N: min(first + BLOCK, N), mask=-np.inf, more=lambda window, N: 0, all_count=False):
     """Tile by tile, in NumPy. `more` keys than the window are seen; `start` and `stop` bound a block's loop."""
     device, N, window = q.device, len(q), window + more(window, len(q))
     q, k, v = (x.double().cpu().numpy() for x in (q, k, v))
@@ -87,8 +87,9 @@ def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, 
         for j in range(start(first, window, BLOCK), stop(first, BLOCK, N), BLOCK):
             keys = np.arange(j, min(j + BLOCK, N))
             s = q[rows] @ k[keys].T / q.shape[1]**0.5
+            counted = s.copy() if all_count else s
             s[(keys > rows[:, None]) | (keys <= rows[:, None] - window)] = mask
-            m_new = np.maximum(m, s.max(1))
+            m_new = np.maximum(m, counted.max(1))
             p = np.exp(s - m_new[:, None])
             l = np.exp(m - m_new) * l + p.sum(1)
             acc = np.exp(m - m_new)[:, None] * acc + p @ v[keys]
@@ -119,6 +120,7 @@ WINDOW = dict(right=[*(windows(BLOCK=n) for n in SIZES), *(windows(BLOCK=n, star
         for n in SIZES)],
     "a window longer than the sequence": windows(more=lambda window, N: min(0, N - 1 - window)),
     "a key outside of the window weighs nothing, however low the scores": [windows(mask=-1e4), windows(mask=-1e9)],
+    "a key outside of the window is no row's maximum, however high its score": windows(all_count=True),
     "tiles before the window are not visited": [late(-1), late(-32), late(-64), windows(start=lambda *a: 0)],
     "tiles above the diagonal are not visited": [windows(stop=lambda first, BLOCK, N: N),
                                                  windows(stop=lambda first, BLOCK, N: N, start=exact),
