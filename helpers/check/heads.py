@@ -10,7 +10,7 @@ from helpers.check.core import agrees, everywhere, outside, over, properties, te
 
 def loop_bounds(fn):
     """fn(block, BLOCK_M, BLOCK_N, N_q, N_k) returns (full, stop): where the full causal tiles of a block of queries
-    end, and where its keys end, both counted in keys. A negative number counts as 0."""
+    end, and where its keys end, both counted in keys. A negative stop counts as 0; a walk begins at full."""
     on, more = over("block {} of {} x {}, N_q = {}, N_k = {}"), [(0, 64, 64, 128, N_k) for N_k in range(129, 260)]
     properties("loop_bounds", [
         ("as many queries as keys", on(_bounds, (0, 64, 64, 256, 256), (1, 64, 64, 256, 256), (3, 64, 64, 256, 256))),
@@ -23,7 +23,8 @@ def loop_bounds(fn):
 def _bounds(fn, block, BLOCK_M, BLOCK_N, N_q, N_k):
     first = block * BLOCK_M + N_k - N_q                   # the last key that the first query of the block sees
     want = max(0, min(N_k, first + 1)) // BLOCK_N * BLOCK_N, max(0, min(N_k, first + BLOCK_M))
-    got = tuple(max(0, int(x)) for x in fn(block, BLOCK_M, BLOCK_N, N_q, N_k))
+    full, stop = map(int, fn(block, BLOCK_M, BLOCK_N, N_q, N_k))
+    got = full, max(0, stop)
     return "" if got == want else f"{got}, expected {want}"
 
 

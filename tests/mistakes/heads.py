@@ -6,10 +6,10 @@ from helpers import check, reference
 from mistakes.ways import beyond_the_end, when, without_the_rest
 
 
-def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, one=1, unit=None, last=0):
+def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, one=1, unit=None, last=0, least=0):
     see = block * BLOCK_M + shift(N_q, N_k)
     unit = BLOCK_N if unit is None else unit
-    return max(0, min(N_k, see + one)) // unit * unit, min(N_k + last, see + BLOCK_M)
+    return max(least, min(N_k, see + one)) // unit * unit, min(N_k + last, see + BLOCK_M)
 
 
 TOP_LEFT = dict(shift=lambda N_q, N_k: 0)
@@ -18,7 +18,8 @@ BOUNDS = dict(right=[bounds, lambda *a: tuple(max(0, x) for x in bounds(*a))], w
     "blocks of different size": lambda block, M, N, *a: bounds(block, M, N, *a, unit=M),
     "more keys than queries": [lambda *a: bounds(*a, **TOP_LEFT), lambda *a: bounds(*a, one=0),
                                lambda *a: bounds(*a, one=2)],
-    "queries that see no key": lambda *a: bounds(*a, shift=lambda N_q, N_k: max(0, N_k - N_q)),
+    "queries that see no key": [lambda *a: bounds(*a, shift=lambda N_q, N_k: max(0, N_k - N_q)),
+                                lambda *a: bounds(*a, least=-999)],
     "a last block beyond the end": lambda *a: bounds(*a, last=999)})
 
 
