@@ -12,7 +12,7 @@ from helpers import check, device, lessons  # (before triton: helpers.device say
 from helpers.check import cuda_core, report, roles
 from helpers.check.core import difference, guarded, outside, poisoned, properties, unwritten
 from helpers.check.timing import ToyGPU
-from mistakes import attention, backward, cuda as kernels, eight_bits, gradients, heads, online_softmax
+from mistakes import attention, backward, cuda as kernels, eight_bits, gradients, heads, model, online_softmax
 from test_checks import printed, report as reported
 
 import triton
@@ -43,6 +43,12 @@ def test_of_what_a_compiler_shows_one_line_is_told():
              "expected 'value' to be\na tensor")
     assert roles.told(shown) == "ring did not compile for sm_90: `dq_tile.store(dq)`: expected 'value' to be a tensor"
     assert roles.told("ring did not compile for sm_90: out of\nmemory") == "ring did not compile for sm_90: out of memory"
+
+
+def test_what_pytorch_logs_of_a_wrong_operator_is_not_shown(capfd):
+    check.operator(model.WIDE)
+    out, err = capfd.readouterr()
+    assert "FAIL  the gradient" in out and not err
 
 
 def test_checks_say_what_they_take():
