@@ -10,12 +10,10 @@ from helpers import plotting, records
 N, D = 16384, 128                                        # the length in the table, the head dimension in the pictures
 BATCHES, KEY_HEADS, KEYS = (1, 16, 64), 8, 32768         # the cases in the table of decoding
 BEGIN, END = "<!-- from here on written by figures/readme.py -->", "<!-- up to here -->"
-PASSES = {"forward": ("forward", "v4"), "backward": ("backward", "ours"), "decoding": ("decoding", "ours")}
-CASES = {"forward": ("D", "is_causal", "N"), "backward": ("D", "is_causal", "N"), "decoding": ("batch", "kv_heads", "N")}
-COLUMNS = {"standard": "standard", "SDPA efficient": "efficient", "SDPA flash": "FlashAttention-2",
-           "SDPA cudnn": "cuDNN"}
-DECODERS = {name: name.replace("SDPA flash", "FlashAttention-2").replace("SDPA cudnn", "cuDNN")
-            for name in ("FlashAttention-4", "SDPA flash", "SDPA cudnn")}
+PASSES = {"forward": ("forward", "v4"), "backward": ("backward", "v4"), "decoding": ("decoding", "ours")}
+CASES = {way: ("batch", "kv_heads", "N") if way == "decoding" else ("D", "is_causal", "N") for way in PASSES}
+RIVALS = {"SDPA flash": "FlashAttention-2", "SDPA cudnn": "cuDNN", "FlashAttention-4": "FlashAttention-4"}
+COLUMNS = {"forward": {"standard": "standard", **RIVALS}, "backward": {"standard": "standard", **RIVALS}, "decoding": RIVALS}
 COLOURS = {"standard": plotting.HBM, "FlashAttention-2": plotting.KEY, "cuDNN": plotting.VALUE,
            "FlashAttention-4": plotting.OUTPUT, "ours": plotting.QUERY}
 
@@ -27,8 +25,8 @@ def speeds(way: str) -> dict:
     """
     (record, ours), found = PASSES[way], {}
     for r in records.load(record)["rows"]:
-        if "error" not in r:
-            name = "ours" if r["name"] == ours else r["name"].replace("ours", "an older one of ours")
+        if "error" not in r and (r["name"] != "ours" or ours == "ours"):         # or it is an older one of ours
+            name = "ours" if r["name"] == ours else r["name"]
             case = tuple(r[key] for key in CASES[way])
             found.setdefault(name, {})[case] = r["tflops" if "tflops" in r else "gb_per_s"]
     return found
@@ -38,15 +36,14 @@ def headline():
     """Three panels: forward and backward, causal, and decoding, each against length."""
     fig, axes = plt.subplots(1, 3, figsize=(9.6, 3), width_ratios=(1, 1, 1.05))
     copy = records.load("decoding")["ceilings"]["copy_gb_per_s"]
-    shown, named = dict.fromkeys(PASSES, (COLUMNS, (D, True), 1)), {}
-    shown["decoding"] = DECODERS, (BATCHES[1], KEY_HEADS), copy / 100
-    for ax, (way, (names, part, unit)) in zip(axes, shown.items()):
+    named = {}
+    for ax, way in zip(axes, PASSES):
+        part, unit = ((BATCHES[1], KEY_HEADS), copy / 100) if way == "decoding" else ((D, True), 1)
         points = {}
-        for name, label in {**names, "ours": "ours"}.items():
-            line = {case[2]: speed / unit for case, speed in speeds(way).get(name, {}).items() if case[:2] == part}
-            if line and label in COLOURS:
-                points[label] = list(line), list(line.values())
-        lengths = [x for x, _ in points.values() for x in x]
+        for name, label in {**COLUMNS[way], "ours": "ours"}.items():
+            line = {case[2]: speed / unit for case, speed in speeds(way)[name].items() if case[:2] == part}
+            points[label] = list(line), list(line.values())
+        lengths = points["ours"][0]
         ticks = [n for n in (512, 2048, 8192, 32768, 131072) if n in lengths]
         ax.set(xscale="log", title=f"{way}, {'causal' if unit == 1 else f'batch {BATCHES[1]}'}", xlabel="N")
         ax.set_xticks(ticks, [f"{n // 1024}k" if n > 1000 else n for n in ticks])
@@ -71,41 +68,47 @@ def ratios(way: str, peer: str) -> list:
 def sentences() -> str:
     """What the course's kernels reach, and what not: the median of all cases, least and most."""
     def beside(way):
-        return " and ".join(f"{statistics.median(them):.2f} times as fast as {name} ({min(them):.2f} to {max(them):.2f})"
-                            for name, them in (("PyTorch's FlashAttention-2", ratios(way, "SDPA flash")),
-                                               ("cuDNN", ratios(way, "SDPA cudnn"))))
-    ahead = {way: [ratio < 1 for ratio in ratios(way, "SDPA cudnn")] for way in PASSES}
-    copy = records.load("decoding")["ceilings"]["copy_gb_per_s"]
-    behind = [f"{sum(found)} of {len(found)} cases {way}" for way, found in ahead.items()]
+        found = {name: ratios(way, peer) for peer, name in RIVALS.items()}
+        *first, last = (f"{statistics.median(them):.2f} times as fast as {name} ({min(them):.2f} to {max(them):.2f})"
+                        for name, them in found.items())
+        return f"{', '.join(first)} and {last}"
+
+    def ahead(peer):
+        found = {way: ratios(way, peer) for way in PASSES}
+        *first, last = (f"{sum(r < 1 for r in them)} of {len(them)} cases {way}" for way, them in found.items())
+        return f"{RIVALS[peer]} is ahead in {', '.join(first)} and {last}"
+    share = max(speeds("decoding")["ours"].values()) / records.load("decoding")["ceilings"]["copy_gb_per_s"]
     return textwrap.fill(
         f"On an {records.load('forward')['device']}, in float16, the course's forward pass is {beside('forward')}: the "
-        f"median of all cases, their least and most. Its backward pass is {beside('backward')}. Decoding, with one query for "
-        f"each sequence, it reads keys and values with up to {max(speeds('decoding')['ours'].values()) / copy:.0%} of a "
-        f"copy's GB/s, and is {beside('decoding')}. What it does not reach: cuDNN is ahead in {', '.join(behind[:-1])} "
-        f"and {behind[-1]}; and no card but this one was measured.", width=130, break_on_hyphens=False)
+        f"median of all cases, their least and most. Its backward pass is {beside('backward')}. Decoding, one query for "
+        f"each sequence, it reads keys and values with up to {share:.0%} of a copy's GB/s, and is {beside('decoding')}. "
+        f"What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')}; and no other card was measured.",
+        width=130, break_on_hyphens=False)
 
 
 def fine_print() -> str:
     """What the words in the tables mean, and where and when it was measured."""
     found, measured = {way: records.load(record) for way, (record, _) in PASSES.items()}, []
     for way, r in found.items():
-        measured.append(f"{way} on {r['date']} at commit {r['commit'][:12]} with torch {r['torch']} and triton {r['triton']}")
+        versions = f"torch {r['torch']} and triton {r['triton']}"
+        measured.append(f"{way} on {r['date']} at commit {r['commit'][:12]} with {versions}")
     return textwrap.fill(
         f"Forward and backward have 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}; decoding has 32 "
         "heads of 128, and GB/s of its keys and values. \"Standard\" is attention as the formula has it, with its n x n "
-        "matrix; under a causal mask it computes the masked half as well. \"Efficient\" is PyTorch's memory-efficient "
-        f"attention. Measured with `make bench`: {', '.join(measured)}.", width=130, break_on_hyphens=False)
+        "matrix; under a causal mask it computes the masked half as well. FlashAttention-2 and cuDNN are PyTorch's. "
+        f"Measured with `make bench`: {', '.join(measured)}.", width=130, break_on_hyphens=False)
 
 
-def table(way: str, title: str, columns: dict, cases: dict) -> str:
+def table(way: str, title: str, cases: dict) -> str:
     """The speeds of a pass as a Markdown table, a row for each {label: case}."""
-    head = [title, *columns.values(), "**ours**", "ours / FlashAttention-2", "ours / cuDNN"]
+    columns = COLUMNS[way]
+    head = [title, *columns.values(), "**ours**", *(f"ours / {name}" for name in RIVALS.values())]
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     found = speeds(way)
     for label, case in cases.items():
         at = {name: found.get(name, {}).get(case) for name in (*columns, "ours")}
         cells = [f"{at[name]:.0f}" if at[name] else "out of memory" for name in columns]
-        compared = [f"{at['ours'] / at[name]:.2f}" for name in ("SDPA flash", "SDPA cudnn")]
+        compared = [f"{at['ours'] / at[name]:.2f}" for name in RIVALS]
         lines.append("| " + " | ".join([label, *cells, f"**{at['ours']:.0f}**", *compared]) + " |")
     return "\n".join(lines)
 
@@ -114,17 +117,18 @@ def tables() -> str:
     """TFLOP/s at N = 16384, forward, backward, and GB/s of decoding."""
     found = []
     for way in ("forward", "backward"):
-        cases = {f"{way}, D = {d}{', causal' * is_causal}": (d, is_causal, N) for d in (64, 128) for is_causal in (False, True)}
-        found.append(table(way, f"TFLOP/s at N = {N}", COLUMNS, cases))
+        cases = {f"{way}, D = {d}{', causal' * is_causal}": (d, is_causal, N)
+                 for d in (64, 128) for is_causal in (False, True)}
+        found.append(table(way, f"TFLOP/s at N = {N}", cases))
     cases = {f"decoding, {B} sequence{'s' * (B > 1)}": (B, KEY_HEADS, KEYS) for B in BATCHES}
     rest = found[1].split("\n", 2)[2]                        # its head is that of the first
-    return f"{found[0]}\n{rest}\n\n" + table("decoding", f"GB/s, {KEY_HEADS} key heads, {KEYS} keys", DECODERS, cases)
+    return f"{found[0]}\n{rest}\n\n" + table("decoding", f"GB/s, {KEY_HEADS} key heads, {KEYS} keys", cases)
 
 
 def block() -> str:
     """What stands in the README between BEGIN and END."""
     alt = ("Three panels, measured on an H200. TFLOP/s against sequence length, forward and backward, causal: the "
-           "course's kernel beside PyTorch's FlashAttention-2, cuDNN and standard attention. Share of a copy's "
+           "course's kernel beside FlashAttention-2, cuDNN, FlashAttention-4 and standard attention. Share of a copy's "
            "bandwidth against the number of keys, decoding. The tables below have the numbers.")
     return f"{BEGIN}\n\n![{alt}](figures/headline.svg)\n\n{sentences()}\n\n{tables()}\n\n{fine_print()}\n\n{END}"
 
