@@ -123,7 +123,7 @@ CASES = {
     check.choose: dict(
         right=[choose, one_pass],
         wrong={"the fastest, wherever it stands": lambda *given: choose(*given, order=lambda r: 0, near=lambda r, best: r is best),
-               "quartiles overlap: both, the fastest first": [
+               "quartiles that overlap are both taken, the fastest first": [
                    lambda *given: choose(*given)[:1], lambda *given: sorted(choose(*given), reverse=True),
                    lambda *given: choose(*given, near=lambda r, best: r["median_ms"] <= best["q3_ms"])],
                "an overlap with the second only does not count": chained,
