@@ -75,34 +75,38 @@ def sentences() -> str:
 
     def ahead(peer):
         found = {way: ratios(way, peer) for way in PASSES}
-        *first, last = (f"{sum(r < 1 for r in them)} of {len(them)} cases {way}" for way, them in found.items())
+        *first, last = (f"{sum(r < 1 for r in them)} of {len(them)} {way}" for way, them in found.items())
         return f"{RIVALS[peer]} is ahead in {', '.join(first)} and {last}"
     share = max(speeds("decoding")["ours"].values()) / records.load("decoding")["ceilings"]["copy_gb_per_s"]
     return textwrap.fill(
         f"On an {records.load('forward')['device']}, in float16, the course's forward pass is {beside('forward')}: the "
         f"median of all cases, their least and most. Its backward pass is {beside('backward')}. Decoding, one query for "
         f"each sequence, it reads keys and values with up to {share:.0%} of a copy's GB/s, and is {beside('decoding')}. "
-        f"What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')}; and no other card was measured.",
+        f"What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')} cases; and no other card was measured.",
         width=130, break_on_hyphens=False)
 
 
 def fine_print() -> str:
     """What the words in the tables mean, and where and when it was measured."""
-    found, measured = {way: records.load(record) for way, (record, _) in PASSES.items()}, []
-    for way, r in found.items():
-        versions = f"torch {r['torch']} and triton {r['triton']}"
-        measured.append(f"{way} on {r['date']} at commit {r['commit'][:12]} with {versions}")
+    ways = {}                                            # {where and when: what was measured there and then}
+    for way, (name, _) in PASSES.items():
+        r = records.load(name)
+        place = f"on {r['date']} at commit {r['commit'][:12]} with torch {r['torch']} and triton {r['triton']}"
+        ways.setdefault(place, []).append(way)
+    measured = [f"{', '.join(found)} {place}" for place, found in ways.items()]
     return textwrap.fill(
         f"Forward and backward have 16384 tokens in all, a hidden size of 2048, and N from 512 to {N}; decoding has 32 "
         "heads of 128, and GB/s of its keys and values. \"Standard\" is attention as the formula has it, with its n x n "
-        "matrix; under a causal mask it computes the masked half as well. FlashAttention-2 and cuDNN are PyTorch's. "
-        f"Measured with `make bench`: {', '.join(measured)}.", width=130, break_on_hyphens=False)
+        "matrix; under a causal mask it computes the masked half as well. FA-2 and FA-4 are FlashAttention-2 "
+        "and 4; FA-2 and cuDNN are PyTorch's, FA-4 is the package flash-attn; the last columns are ours over theirs. "
+        f"Measured with `make bench`: {'; '.join(measured)}.", width=130, break_on_hyphens=False)
 
 
 def table(way: str, title: str, cases: dict) -> str:
     """The speeds of a pass as a Markdown table, a row for each {label: case}."""
     columns = COLUMNS[way]
-    head = [title, *columns.values(), "**ours**", *(f"ours / {name}" for name in RIVALS.values())]
+    head = [title, *columns.values(), "**ours**", *(f"/ {name}" for name in RIVALS.values())]
+    head = [name.replace("FlashAttention", "FA") for name in head]
     lines = ["| " + " | ".join(head) + " |", "| --- " + "| ---: " * (len(head) - 1) + "|"]
     found = speeds(way)
     for label, case in cases.items():
