@@ -26,6 +26,12 @@ def test_a_process_that_dies_leaves_its_status():
         process.call("os", "abort")
 
 
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started():
+    status, out, _ = process.output("sh", "-c", "echo begun; sleep 60 & sleep 60", limit_s=0.5)
+    assert status is None and out == "begun\n"
+    assert process.output("sh", "-c", "cat; echo $COLOUR >&2; exit 3", input="x", COLOUR="blue") == (3, "x", "blue\n")
+
+
 def test_none_is_a_constant_and_a_descriptor_a_parameter():
     made = compiled.compile_kernel(**KERNEL)
     assert "UTMALDG" in made["sass"]                     # tiles come by the copy engine
