@@ -194,7 +194,7 @@ MARKED = [("import triton\nfrom triton.experimental import gluon\n",
            "        pl.exit_scope('products')\n        hand_on(k, i)\n        pl.enter_scope('softmax')\n        if IS_CAUSAL:"),
           ("        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8",
            "        pl.exit_scope('softmax')\n        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8")]
-SHOWN = slice(8, 16)                                     # of each warp's turns
+SHOWN = slice(8, 12)                                     # of each warp's turns
 
 
 def timeline() -> dict:

@@ -96,7 +96,7 @@ def _same(what, calls=20, gpu=ToyGPU, **change):
 
 # ---------------------------------------------------------------- a report of the hardware's counters
 
-IDLE = dict(tensor=3.0, issue=20.0, l2=10.0, dram=1.5)
+IDLE = dict(tensor=3.0, exp=2.0, issue=20.0, l2=10.0, dram=1.5)
 
 
 def verdict(fn):
@@ -112,6 +112,7 @@ def verdict(fn):
 
     properties("verdict", [
         ("the matrix units are busy", case("tensor", tensor=85.0)),
+        ("the unit of exp2 is busy", case("exp", exp=85.0)),
         ("instructions are issued all the time", case("issue", issue=90.0)),
         ("the cache is busy", case("l2", l2=88.0)),
         ("memory is busy", case("dram", dram=92.0)),

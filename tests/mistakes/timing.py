@@ -35,13 +35,20 @@ def place(part):
     return lambda times: sorted(times)[int(part * len(times))]
 
 
-def verdict(row, units=("tensor", "issue", "l2", "dram"), least=60, pick=max):
+UNITS = ("tensor", "exp", "issue", "l2", "dram")
+
+
+def verdict(row, units=UNITS, least=60, pick=max):
     name = pick(units, key=lambda unit: row[unit])
     return name if row[name] >= least else "waiting"
 
 
 def judging(**mistake):
     return lambda row: verdict(row, **mistake)
+
+
+def without(missing):
+    return judging(units=[unit for unit in UNITS if unit != missing])
 
 
 @triton.jit
@@ -93,10 +100,9 @@ CASES = {
         "two slow calls in five change nothing": [timing(average=x) for x in (max, place(2 / 3), statistics.mean)],
         "two fast calls in five change nothing": [timing(average=x) for x in (min, place(1 / 3), statistics.mean)]}),
     check.verdict: dict(right=[verdict], wrong={
-        "the matrix units are busy": judging(units=("issue", "l2", "dram")),
-        "instructions are issued all the time": judging(units=("tensor", "l2", "dram")),
-        "the cache is busy": judging(units=("tensor", "issue", "dram")),
-        "memory is busy": judging(units=("tensor", "issue", "l2")),
+        "the matrix units are busy": without("tensor"), "the unit of exp2 is busy": without("exp"),
+        "instructions are issued all the time": without("issue"),
+        "the cache is busy": without("l2"), "memory is busy": without("dram"),
         "of two busy units, the busier": lambda row: next((x for x in ("issue", "l2", "tensor", "dram") if row[x] >= 60),
                                                           "waiting"),
         "nothing is busy": [judging(least=0), judging(least=40)],
