@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers import device, lessons, process
-from helpers.bench import ncu, profile, run
+from helpers.bench import ncu, planted, profile, run, sanitizers, traces
 
 MEMCHECK = """========= COMPUTE-SANITIZER
 ========= Invalid __global__ read of size 4 bytes
@@ -24,15 +24,16 @@ CONSAN = "<kernel>:93: unknown: block: [0,0,0], thread: [0,0,0] Assertion `Buffe
 
 
 def test_what_a_sanitizer_said():
-    assert profile.said(1, MEMCHECK, "") == dict(result="right", errors=24, words=[
+    assert sanitizers.said(1, MEMCHECK, "") == dict(result="right", errors=24, words=[
         "Invalid __global__ read of size 4 bytes", "at add_kernel+0x90 in b.py:110"])
-    assert profile.said(0, RACECHECK, "") == dict(result="wrong", errors=2, words=[
+    assert sanitizers.said(0, RACECHECK, "") == dict(result="wrong", errors=2, words=[
         "Error: Race reported between Write access at numbers_kernel+0x300 in <exported cells>:86",
         "and Read access at numbers_kernel+0x870 in <exported cells>:93 [396 hazards]"])
-    assert profile.said(-6, "", CONSAN) == dict(result="none", errors=1, words=["Buffer being accessed has outstanding writes"])
-    assert profile.said(0, "result: right\n", "") == dict(result="right", errors=0, words=[])
+    assert sanitizers.said(-6, "", CONSAN) == dict(result="none", errors=1, words=[
+        "Buffer being accessed has outstanding writes"])
+    assert sanitizers.said(0, "result: right\n", "") == dict(result="right", errors=0, words=[])
     with pytest.raises(RuntimeError, match="did not end within 100 s"):
-        profile.said(None, "result: right\n", "")
+        sanitizers.said(None, "result: right\n", "")
 
 
 def test_a_row_for_each_call_has_the_launch_of_its_kernel_and_what_warps_do_most():
@@ -64,7 +65,7 @@ def test_a_report_of_a_stand_in_for_ncu(tmp_path, monkeypatch):
 def test_a_trace_by_kinds():
     def event(name, ts, dur, cat="kernel"):
         return dict(name=name, ts=ts, dur=dur, cat=cat)
-    found = profile.summary([
+    found = traces.summary([
         event("flash_attention_v2_kernel", 1000, 2000), event("nvjet_sm90", 4000, 500), event("nvjet_sm90", 4500, 500),
         event("void at::native::multi_tensor_apply_kernel<adam>", 6000, 1000), event("some_kernel", 7000, 250),
         event("Memcpy HtoD", 500, 100, "gpu_memcpy"), event("a call of the host", 0, 9999, "cpu_op"), dict(name="mark")])
@@ -76,7 +77,7 @@ def test_spans_of_one_program():
     events = [dict(pid=pid, tid=f"warp {warp} (line 0)", name=name, ts=10 * i + warp + after, dur=1.5)
               for pid in ("CTA0", "CTA1") for warp in (0, 4) for i in range(20)
               for name, after in (("products", 0), ("softmax", 2))]
-    found = profile.spans(events)
+    found = traces.spans(events)
     assert len(found) == 2 * 2 * 4 and found[0] == ["warp 0", "products", 0.0, 1.5]
     assert found[5] == ["warp 0", "softmax", 12.0, 1.5] and found[8] == ["warp 4", "products", 4.0, 1.5]
 
@@ -88,16 +89,16 @@ def test_a_tool_that_fails_is_a_row_with_the_reason(monkeypatch):
     monkeypatch.setattr(process, "call", failing)
     monkeypatch.setattr(process, "output", failing)
     monkeypatch.setattr(ncu, "find", failing)
-    monkeypatch.setattr(profile.cuda, "build", failing)
+    monkeypatch.setattr(sanitizers.cuda, "build", failing)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     rows = [row for job in profile.profile() for row in run.rows_of(*job)]
     assert len(rows) == 3 + len(profile.SANITIZED) and {row["error"] for row in rows} == {"no such tool"}
 
 
 def test_what_is_planted_can_be_planted():
-    lessons.variant(profile.planted.LESSON, *profile.MARKED)
-    assert profile.BARRIER in (profile.cuda.CUDA / "matrix_add_mul.cu").read_text()
-    assert {profile.NO_EMPTY, profile.NO_FULL} <= set(profile.planted.PLANTED)
+    lessons.variant(planted.LESSON, *traces.MARKED)
+    assert sanitizers.BARRIER in (sanitizers.cuda.CUDA / "matrix_add_mul.cu").read_text()
+    assert {sanitizers.NO_EMPTY, sanitizers.NO_FULL} <= set(planted.PLANTED)
 
 
 def test_the_three_ways_to_the_largest_of_each_feature():

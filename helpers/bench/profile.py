@@ -5,22 +5,16 @@ Each tool runs in a process of its own, with a time limit. Where one is missing 
 import concurrent.futures
 import functools
 import json
-import os
-import re
-import statistics
 import sys
-import tempfile
-import time
-from pathlib import Path
 
-from helpers import cuda, lessons, process
-from helpers.bench import clock, kernels, model, ncu, planted
+from helpers import lessons, process
+from helpers.bench import clock, kernels, ncu, planted
 from helpers.bench.run import suite
+from helpers.bench.sanitizers import SANITIZED, sanitized
 
 import torch
-import triton
 
-MODULE, LIMIT_S = "helpers.bench.profile", 100           # of one process
+LIMIT_S = 100                                            # of Nsight Compute
 HEADS, N = 16, 4096
 CACHE = dict(heads=32, kv_heads=8, N=8192, D=128)
 FEATURES = dict(heads=16, N=65536, D=64)                 # v of 134 MB, more than twice an H200's L2
@@ -31,8 +25,8 @@ def profile():
     """What tools say of the course's kernels: counters of the hardware, a training step, a timeline, sanitizers."""
     torch.cuda.empty_cache()                             # the other processes need some of it
     yield dict(tool="ncu"), functools.partial(_or_why, counted)
-    yield dict(tool="torch.profiler"), functools.partial(_or_why, process.call, MODULE, "training_step")
-    yield dict(tool="proton"), functools.partial(_or_why, process.call, MODULE, "timeline")
+    for tool, function in (("torch.profiler", "training_step"), ("proton", "timeline")):
+        yield dict(tool=tool), functools.partial(_or_why, process.call, "helpers.bench.traces", function)
     with concurrent.futures.ThreadPoolExecutor(planted.PROCESSES) as pool:
         found = {each: pool.submit(_or_why, sanitized, *each) for each in SANITIZED}
         for tool, program in SANITIZED:
@@ -118,7 +112,7 @@ def counting():
 
 def counted() -> list:
     """A row for each of `calls`: the counters of its kernel's launch, and the three things that its warps do most."""
-    printed = ncu.listing(ncu.find("ncu"), COUNTERS | WAITS, [sys.executable, "-m", MODULE, "counting"],
+    printed = ncu.listing(ncu.find("ncu"), COUNTERS | WAITS, [sys.executable, "-m", "helpers.bench.profile"],
                           "--profile-from-start", "off", limit_s=LIMIT_S)
     asked = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
     return rows_of(asked, ncu.parse(printed, COUNTERS | WAITS))
@@ -140,183 +134,5 @@ def rows_of(asked: list, launches: list) -> list:
     return rows
 
 
-# ---------------------------------------------------------------- a training step
-
-KINDS = {"attention": "flash_attention|prepare_kernel|finish_kernel", "matrix products": "nvjet|gemm|cutlass|cublas",
-         "AdamW": "multi_tensor|[Aa]dam", "layer norm": "layer_norm|GammaBeta", "softmax and loss": "oft[mM]ax|nll_loss",
-         "sums": "reduce_kernel", "copies": "Memcpy|copy", "elementwise": ""}       # the first that fits
-STEP = dict(dtype="bfloat16", batch=8, N=2048)
-
-
-def training_step() -> dict:
-    """One step of the suite `training`: its kernels by kind, [kind, launches, ms], and what of the step has none."""
-    lesson = lessons.attention_in_a_model
-    tokens, alphabet = lesson.encode(" ".join(model.topics.topics.values()))
-    gpt = lesson.GPT(lesson.TritonFlashAttention, len(alphabet), STEP["N"], model.EMBED_DIM, model.HEADS, model.LAYERS)
-    steps = lesson.train(gpt.cuda(), tokens, 40, STEP["batch"], STEP["N"], lr=1e-3, dtype=torch.bfloat16)
-    times = []
-    for _ in range(25):
-        start = time.perf_counter()
-        next(steps)
-        torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - start))
-    with torch.profiler.profile() as seen:
-        next(steps)
-        torch.cuda.synchronize()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        seen.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    return STEP | dict(step_ms=statistics.median(times[10:])) | summary(events)
-
-
-def summary(events: list) -> dict:
-    """Of a trace: span_ms from the first kernel's begin to the last one's end, busy_ms, launches, and all by kind."""
-    ran = [e for e in events if e.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset")]
-    kinds = {}
-    for event in ran:
-        kind = next(kind for kind, names in KINDS.items() if re.search(names, event["name"]))
-        launches, ms = kinds.get(kind, (0, 0.0))
-        kinds[kind] = launches + 1, ms + event["dur"] / 1e3
-    busy = sum(ms for _, ms in kinds.values())
-    span = (max(e["ts"] + e["dur"] for e in ran) - min(e["ts"] for e in ran)) / 1e3
-    told = sorted(([kind, n, round(ms, 4)] for kind, (n, ms) in kinds.items()), key=lambda each: -each[2])
-    return dict(span_ms=span, busy_ms=busy, launches=len(ran), kinds=told)
-
-
-# ---------------------------------------------------------------- a timeline
-
-MARKED = [("import triton\nfrom triton.experimental import gluon\n",
-           "import triton\nimport triton.profiler.language as pl\nfrom triton.experimental import gluon\n"),
-          ("        s = start_scores(q_i, k, i, s_layout)                              # of this tile,\n",
-           "        pl.enter_scope('products')\n        s = start_scores(q_i, k, i, s_layout)\n"),
-          ("        hand_on(k, i)\n        if IS_CAUSAL:",
-           "        pl.exit_scope('products')\n        hand_on(k, i)\n        pl.enter_scope('softmax')\n        if IS_CAUSAL:"),
-          ("        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8",
-           "        pl.exit_scope('softmax')\n        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8")]
-SHOWN = slice(8, 12)                                     # of each warp's turns
-
-
-def timeline() -> dict:
-    """Proton's: when one warp of each consumer of v4's kernel was in which scope, us, in the middle of its first block."""
-    import triton.profiler as proton
-    D, right, marked = 128, lessons.warp_specialization, lessons.variant("warp_specialization", *MARKED)
-    q, k, v = torch.randn(3, 1, HEADS, N, D, device="cuda").half()
-    options = dict(is_causal=False, scale=D**-0.5, tiles=right.tiles_ws(D, N, N, False, False))
-    want = right.launch_ws(q, k, v, **options)[0].double()
-    plain_ms = clock.timing(lambda: right.launch_ws(q, k, v, **options))["median_ms"]
-    with tempfile.TemporaryDirectory() as folder:
-        mode = proton.mode.Default(optimizations="clock32", sampling_strategy="selective", sampling_options="0,4")
-        proton.start(f"{folder}/v4", data="trace", backend="instrumentation", mode=mode)
-        clock.verified("v4 with marks", marked.launch_ws(q, k, v, **options)[0], want, 2e-3, f"N = {N}")
-        proton.finalize()
-        events = json.loads(Path(f"{folder}/v4.chrome_trace").read_text())["traceEvents"]
-    turns = -(-HEADS * N // (options["tiles"]["PARTS"] * 64) // torch.cuda.get_device_properties(0).multi_processor_count)
-    turns *= N // options["tiles"]["BLOCK_N"]            # of the program that has the most blocks
-    return dict(heads=HEADS, N=N, D=D, unmarked_turn_us=1e3 * plain_ms / turns, spans=spans(events))
-
-
-def spans(events: list) -> list:
-    """[warp, scope, begin, duration] of one program, us from the first of them, each warp's turns SHOWN."""
-    first = [e for e in events if e["pid"] == events[0]["pid"]]
-    shown = []
-    for warp in sorted({e["tid"] for e in first}):
-        for scope in ("products", "softmax"):
-            own = sorted((e["ts"], e["dur"]) for e in first if (e["tid"], e["name"]) == (warp, scope))
-            shown += [(warp.split(" (")[0], scope, *times) for times in own[SHOWN]]
-    begin = min(start for _, _, start, _ in shown)
-    return [[warp, scope, round(start - begin, 3), round(lasts, 3)] for warp, scope, start, lasts in shown]
-
-
-# ---------------------------------------------------------------- sanitizers
-
-NO_EMPTY, NO_FULL = "the writer does not wait for empty", "the reader does not wait for full"
-BARRIER = "        __syncthreads();                     // everyone has read them before they are overwritten\n"
-SANITIZED = [("memcheck", "v2"), ("memcheck", "add, no mask"), ("memcheck", "add, no mask, PyTorch's pool"),
-             ("racecheck", "v2"), ("racecheck", "product, no barrier"), ("racecheck", "ring"), ("racecheck", NO_EMPTY),
-             ("synccheck", "v2"), ("synccheck", "barrier in a branch"), ("synccheck", "ring"),
-             ("consan", "ring"), ("consan", NO_EMPTY), ("consan", NO_FULL)]
-BRANCH = """#include <cstdio>
-__global__ void halves(int* out) {
-    if (threadIdx.x % 2) __syncthreads();
-    out[threadIdx.x] = threadIdx.x;
-}
-int main() {
-    int* out;
-    cudaMalloc(&out, 64 * sizeof(int));
-    halves<<<1, 64>>>(out);
-    printf("%s\\n", cudaDeviceSynchronize() ? "fails" : "ends");
-}
-"""
-
-
-def sanitized(tool: str, program: str) -> dict:
-    """Run a program under a sanitizer: how many errors it found, its words on the first, and what the program printed."""
-    command, environment = [sys.executable, "-m", MODULE, "launched", program], {}
-    if program in SOURCES:
-        text, *arguments = SOURCES[program]()
-        command = [cuda.build(text, "sm_%d%d" % torch.cuda.get_device_capability()), *arguments]
-    if "pool" not in program:
-        environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"      # or all tensors lie in a few large allocations
-    if tool != "consan":
-        command = [ncu.find("compute-sanitizer"), "--tool", tool, *command]
-        return said(*process.output(*command, limit_s=LIMIT_S, **environment))
-    with tempfile.TemporaryDirectory() as folder:
-        environment |= dict(TRITON_INSTRUMENTATION_MODE="consan", TRITON_CACHE_DIR=folder)
-        return said(*process.output(*command, limit_s=LIMIT_S, **environment))
-
-
-SOURCES = {"product, no barrier": lambda: ((cuda.CUDA / "matrix_add_mul.cu").read_text().replace(BARRIER, ""), 64, 64, 64),
-           "barrier in a branch": lambda: (BRANCH,)}
-
-
-def said(status, out: str, err: str) -> dict:
-    """From what a sanitized program printed: errors, the first of them in words, and the program's own last line.
-
-    RuntimeError if it did not end.
-    """
-    if status is None:
-        raise RuntimeError(f"it did not end within {LIMIT_S} s")
-    text = out + err
-    told = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=====")]
-    own = [line for line in out.splitlines() if line.startswith("result: ")]
-    row = dict(result=own[-1].removeprefix("result: ") if own else "none")
-    total = re.search(r"SUMMARY: (\d+)", text)
-    if total:
-        words = [line for line in told if re.match(r"Invalid|Error: Race|Barrier error|Divergent", line)][:1]
-        where = [line for line in told if re.match(r"(at|and) ", line)][:1]
-        return row | dict(errors=int(total[1]), words=[re.sub(r" in /\S+/", " in ", line) for line in words + where])
-    broken = re.findall(r"Assertion `(.+?)\.?` failed", text)
-    return row | dict(errors=len(broken), words=broken[:1])
-
-
-def launched(program: str) -> str:
-    """Launch what a name of SANITIZED says, small: is the result right?"""
-    if program == "v2":
-        q, k, v = torch.randn(3, 1, 2, 512, 64, device="cuda").half()
-        got, want = kernels.v2()(q, k, v).float(), kernels.reference.torch_attention(*(x.float() for x in (q, k, v)))
-        return "right" if torch.allclose(got, want, atol=2e-3) else "wrong"
-    if program.startswith("add"):
-        module = lessons.variant("vector_add_triton", ("x_ptr + offsets, mask=mask", "x_ptr + offsets"))
-        x, y = torch.randn(2, 1000, device="cuda")
-        return "right" if torch.equal(module.add(x.clone(), y.clone()), x + y) else "wrong"
-    changes = planted.PLANTED[program][1] if program in planted.PLANTED else ()
-    module, o = lessons.variant("warp_specialization", *changes), torch.full((100,), -1, dtype=torch.int32, device="cuda")
-    module.numbers_kernel[1,](o, len(o), STAGES=2, num_warps=4)
-    return "right" if torch.equal(o, torch.arange(100, device="cuda", dtype=torch.int32)**2) else "wrong"
-
-
-def _consan_memory():
-    """Triton's sanitizer keeps its notes in memory that we give it."""
-    from triton.runtime import _allocation
-    for enter in (triton.set_allocator, _allocation.set_profile_allocator):
-        enter(lambda size, alignment, stream: torch.empty(size, device="cuda", dtype=torch.int8))
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "counting":
-        counting()
-    else:
-        if os.environ.get("TRITON_INSTRUMENTATION_MODE"):
-            _consan_memory()
-        print("result:", launched(sys.argv[2]), flush=True)
+    counting()
