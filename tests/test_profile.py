@@ -24,16 +24,42 @@ CONSAN = "<kernel>:93: unknown: block: [0,0,0], thread: [0,0,0] Assertion `Buffe
 
 
 def test_what_a_sanitizer_said():
-    assert sanitizers.said(1, MEMCHECK, "") == dict(result="right", errors=24, words=[
+    assert sanitizers.summary(MEMCHECK) == dict(errors=24, words=[
         "Invalid __global__ read of size 4 bytes", "at add_kernel+0x90 in b.py:110"])
-    assert sanitizers.said(0, RACECHECK, "") == dict(result="wrong", errors=2, words=[
+    assert sanitizers.summary(RACECHECK) == dict(errors=2, words=[
         "Error: Race reported between Write access at numbers_kernel+0x300 in <exported cells>:86",
         "and Read access at numbers_kernel+0x870 in <exported cells>:93 [396 hazards]"])
-    assert sanitizers.said(-6, "", CONSAN) == dict(result="none", errors=1, words=[
-        "Buffer being accessed has outstanding writes"])
-    assert sanitizers.said(0, "result: right\n", "") == dict(result="right", errors=0, words=[])
+    assert sanitizers.assertion(CONSAN) == dict(errors=1, words=["Buffer being accessed has outstanding writes"])
+    assert sanitizers.assertion("result: right\n") == dict(errors=0, words=[])
+    with pytest.raises(RuntimeError, match="said no more than '========= COMPUTE-SANITIZER'"):
+        sanitizers.summary("========= COMPUTE-SANITIZER\n")
+    with pytest.raises(RuntimeError, match="the process died: .*out of memory"):
+        sanitizers.assertion("RuntimeError: out of memory")
+
+
+@pytest.mark.parametrize("tool,program,status,out,result", [
+    ("memcheck", "add, no mask", 1, MEMCHECK, "right"), ("memcheck", "v2", 1, MEMCHECK.replace("result", ""), "stopped"),
+    ("racecheck", "product, no barrier", 1, RACECHECK.replace("result", ""), "wrong"), ("consan", "ring", -6, CONSAN, "stopped")])
+def test_the_result_of_a_sanitized_program(monkeypatch, tool, program, status, out, result):
+    seen = []
+    def output(*command, limit_s, **environment):
+        seen.append((command, environment))
+        return status, out, ""
+    monkeypatch.setattr(process, "output", output)
+    monkeypatch.setattr(ncu, "find", lambda tool: tool)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(sanitizers.cuda, "build", lambda text, arch: f"program for {arch}")
+    assert sanitizers.sanitized(tool, program)["result"] == result
+    (command, environment), = seen
+    assert command[:3] == ("compute-sanitizer", "--tool", tool) or tool == "consan"
+    assert ("program for sm_90" in command) == (program in sanitizers.SOURCES)
+    assert environment.get("TRITON_INSTRUMENTATION_MODE") == ("consan" if tool == "consan" else None)
+
+
+def test_a_program_that_does_not_end_is_an_error(monkeypatch):
+    monkeypatch.setattr(process, "output", lambda *command, **options: (None, "result: right", ""))
     with pytest.raises(RuntimeError, match="did not end within 100 s"):
-        sanitizers.said(None, "result: right\n", "")
+        sanitizers.sanitized("consan", "ring")
 
 
 def test_a_row_for_each_call_has_the_launch_of_its_kernel_and_what_warps_do_most():

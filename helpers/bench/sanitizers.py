@@ -20,22 +20,25 @@ SANITIZED = [("memcheck", "v2"), ("memcheck", "add, no mask"), ("memcheck", "add
              ("racecheck", "v2"), ("racecheck", "product, no barrier"), ("racecheck", "ring"), ("racecheck", NO_EMPTY),
              ("synccheck", "v2"), ("synccheck", "barrier in a branch"), ("synccheck", "ring"),
              ("consan", "ring"), ("consan", NO_EMPTY), ("consan", NO_FULL)]
-BRANCH = """#include <cstdio>
-__global__ void halves(int* out) {
+BRANCH = """__global__ void odd(int* out) {
     if (threadIdx.x % 2) __syncthreads();
     out[threadIdx.x] = threadIdx.x;
 }
 int main() {
-    int* out;
-    cudaMalloc(&out, 64 * sizeof(int));
-    halves<<<1, 64>>>(out);
-    printf("%s\\n", cudaDeviceSynchronize() ? "fails" : "ends");
+    int *out, got[64], wrong = 0;
+    cudaMalloc(&out, sizeof(got));
+    odd<<<1, 64>>>(out);
+    if (cudaMemcpy(got, out, sizeof(got), cudaMemcpyDeviceToHost)) return 2;
+    for (int i = 0; i < 64; i++) wrong += got[i] != i;
+    return wrong > 0;
 }
 """
+SOURCES = {"product, no barrier": lambda: ((cuda.CUDA / "matrix_add_mul.cu").read_text().replace(BARRIER, ""), 64, 64, 64),
+           "barrier in a branch": lambda: (BRANCH,)}         # their text, and arguments
 
 
 def sanitized(tool: str, program: str) -> dict:
-    """Run a program under a sanitizer: how many errors it found, its words on the first, and what the program printed."""
+    """Run a program under a sanitizer: how many errors it found, its words on the first, and the program's result."""
     command, environment = [sys.executable, "-m", "helpers.bench.sanitizers", program], {}
     if program in SOURCES:
         text, *arguments = SOURCES[program]()
@@ -44,34 +47,35 @@ def sanitized(tool: str, program: str) -> dict:
         environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"      # or all tensors lie in a few large allocations
     if tool != "consan":
         command = [ncu.find("compute-sanitizer"), "--tool", tool, *command]
-        return said(*process.output(*command, limit_s=LIMIT_S, **environment))
     with tempfile.TemporaryDirectory() as folder:
-        environment |= dict(TRITON_INSTRUMENTATION_MODE="consan", TRITON_CACHE_DIR=folder)
-        return said(*process.output(*command, limit_s=LIMIT_S, **environment))
-
-
-SOURCES = {"product, no barrier": lambda: ((cuda.CUDA / "matrix_add_mul.cu").read_text().replace(BARRIER, ""), 64, 64, 64),
-           "barrier in a branch": lambda: (BRANCH,)}
-
-
-def said(status, out: str, err: str) -> dict:
-    """From what a sanitized program printed: errors, the first of them in words, and the program's own last line.
-
-    RuntimeError if it did not end.
-    """
+        if tool == "consan":
+            environment |= dict(TRITON_INSTRUMENTATION_MODE="consan", TRITON_CACHE_DIR=folder)
+        status, out, err = process.output(*command, limit_s=LIMIT_S, **environment)
     if status is None:
         raise RuntimeError(f"it did not end within {LIMIT_S} s")
-    text = out + err
-    told = [line.removeprefix("=========").strip() for line in text.splitlines() if line.startswith("=====")]
-    own = [line for line in out.splitlines() if line.startswith("result: ")]
-    row = dict(result=own[-1].removeprefix("result: ") if own else "none")
-    total = re.search(r"SUMMARY: (\d+)", text)
-    if total:
-        words = [line for line in told if re.match(r"Invalid|Error: Race|Barrier error|Divergent", line)][:1]
-        where = [line for line in told if re.match(r"(at|and) ", line)][:1]
-        return row | dict(errors=int(total[1]), words=[re.sub(r" in /\S+/", " in ", line) for line in words + where])
-    broken = re.findall(r"Assertion `(.+?)\.?` failed", text)
-    return row | dict(errors=len(broken), words=broken[:1])
+    result = re.findall("^result: (.+)", out, re.MULTILINE)
+    if program in SOURCES and status in (0, 1):
+        result = [("right", "wrong")[status]]
+    return dict(result=result[0] if result else "stopped", **(assertion if tool == "consan" else summary)(out + err))
+
+
+def summary(printed: str) -> dict:
+    """errors and words of what compute-sanitizer printed. RuntimeError if it came to no end."""
+    total = re.search(r"SUMMARY: (\d+)", printed)
+    if not total:
+        raise RuntimeError(f"compute-sanitizer said no more than {printed.strip()[-200:]!r}")
+    told = [line.strip("= ") for line in printed.splitlines() if line.startswith("=====")]
+    words = [line for line in told if re.match(r"Invalid|Error: Race|Barrier error|Divergent", line)][:1]
+    words += [re.sub(r" in /\S+/", " in ", line) for line in told if re.match(r"(at|and) ", line)][:1]
+    return dict(errors=int(total[1]), words=words)
+
+
+def assertion(printed: str) -> dict:
+    """errors and words of a process with consan, which stops at the first. RuntimeError if it died of something else."""
+    broken = re.findall(r"Assertion `(.+?)\.?` failed", printed)[:1]
+    if not broken and "result: " not in printed:
+        raise RuntimeError(f"the process died: {printed.strip()[-200:]!r}")
+    return dict(errors=len(broken), words=broken)
 
 
 def launched(program: str) -> str:
