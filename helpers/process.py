@@ -38,15 +38,17 @@ def output(*command, limit_s=LIMIT_S, input=None, **environment):
         raise
 
 
-def call(module: str, function: str, *arguments, **environment):
+def call(module: str, function: str, *arguments, limit_s=LIMIT_S, **environment):
     """What module.function(*arguments) returns in a new Python process with these environment variables.
 
     Arguments and result are what JSON can hold. Failed, a RuntimeError, with the exception if the function raises one,
-    or with the last line of stderr if the process dies.
+    or with the last line of stderr if the process dies, or does not end within limit_s seconds.
     """
     status, out, err = output(sys.executable, "-m", "helpers.process", input=json.dumps([module, function, arguments]),
-                              **environment)
-    if status != 0:
+                              limit_s=limit_s, **environment)
+    if status is None:
+        raise Failed(f"the process of {function} did not end within {limit_s} s", err)
+    if status:
         last = (err.strip() or "no message").splitlines()[-1]
         raise Failed(f"the process of {function} ended with status {status}: {last}", err)
     answer = json.loads(out.splitlines()[-1])

@@ -26,6 +26,11 @@ def test_a_process_that_dies_leaves_its_status():
         process.call("os", "abort")
 
 
+def test_a_function_that_takes_too_long():
+    with pytest.raises(process.Failed, match="the process of sleep did not end within 0.5 s"):
+        process.call("time", "sleep", 60, limit_s=0.5)
+
+
 def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started():
     status, out, _ = process.output("sh", "-c", "echo begun; sleep 60 & sleep 60", limit_s=0.5)
     assert status is None and out == "begun\n"

@@ -8,35 +8,34 @@ import json
 import sys
 
 from helpers import lessons, process
-from helpers.bench import clock, kernels, ncu, planted
+from helpers.bench import clock, kernels, ncu
 from helpers.bench.run import suite
 from helpers.bench.sanitizers import SANITIZED, sanitized
 
 import torch
 
-LIMIT_S = 100                                            # of Nsight Compute
 HEADS, N = 16, 4096
 CACHE = dict(heads=32, kv_heads=8, N=8192, D=128)
 FEATURES = dict(heads=16, N=65536, D=64)                 # v of 134 MB, more than twice an H200's L2
 
 
-@suite(seconds=110)
+@suite(seconds=100)
 def profile():
     """What tools say of the course's kernels: counters of the hardware, a training step, a timeline, sanitizers."""
     torch.cuda.empty_cache()                             # the other processes need some of it
     yield dict(tool="ncu"), functools.partial(_or_why, counted)
     for tool, function in (("torch.profiler", "training_step"), ("proton", "timeline")):
-        yield dict(tool=tool), functools.partial(_or_why, process.call, "helpers.bench.traces", function)
-    with concurrent.futures.ThreadPoolExecutor(planted.PROCESSES) as pool:
+        yield dict(tool=tool), functools.partial(_or_why, process.call, "helpers.bench.traces", function, limit_s=30)
+    with concurrent.futures.ThreadPoolExecutor(len(SANITIZED)) as pool:          # side by side: none of them is timed
         found = {each: pool.submit(_or_why, sanitized, *each) for each in SANITIZED}
         for tool, program in SANITIZED:
             yield dict(tool=tool, name=program), found[tool, program].result
 
 
-def _or_why(fn, *arguments):
+def _or_why(fn, *arguments, **options):
     """What fn returns, or {"error": why not}."""
     try:
-        return fn(*arguments)
+        return fn(*arguments, **options)
     except (RuntimeError, ValueError) as problem:
         return dict(error=" ".join(str(problem).split())[-200:])
 
@@ -83,10 +82,11 @@ def calls():
         yield f"decoding x {B}", dict(batch=B, **CACHE), "decode_kernel", lambda: (
             lessons.decoding.decode_attention(q, k, v, lengths))
     v = made(*FEATURES.values())
-    for name, fn in (("case 1", lessons.measuring.down_columns), ("case 2", lessons.measuring.whole_rows),
-                     ("FP8's own", lambda v: largest(v))):
+    for name, fn, kernel in (("case 1", lessons.measuring.down_columns, "down_columns_kernel"),
+                             ("case 2", lessons.measuring.whole_rows, "whole_rows_kernel"),
+                             ("FP8's own", largest, "largest_features_kernel")):
         clock.verified(name, fn(v), v.double().abs().amax(1), 1e-6, f"N = {FEATURES['N']}")
-        yield name, FEATURES, "_kernel", lambda: fn(v)
+        yield name, FEATURES, kernel, lambda: fn(v)
 
 
 def largest(v):
@@ -113,7 +113,7 @@ def counting():
 def counted() -> list:
     """A row for each of `calls`: the counters of its kernel's launch, and the three things that its warps do most."""
     printed = ncu.listing(ncu.find("ncu"), COUNTERS | WAITS, [sys.executable, "-m", "helpers.bench.profile"],
-                          "--profile-from-start", "off", limit_s=LIMIT_S)
+                          "--profile-from-start", "off", limit_s=60)
     asked = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
     return rows_of(asked, ncu.parse(printed, COUNTERS | WAITS))
 
