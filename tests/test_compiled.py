@@ -210,7 +210,8 @@ def cached():
             (86, "fp16", 128, 4, 64, False, 16), (100, "fp16", 128, 4, 64, False, 1), (120, "fp16", 128, 4, 0, False, 16)):
         held = "*fp8e4nv" if eight else f"*{dtype}"
         strides = [4096 * 8 * D, 4096 * D, D, 1]
-        made = decoding.decode_tiles(D, TYPES[dtype], 1 if eight else TYPES[dtype].itemsize, rows, page, capability // 10 * 10)
+        sizes = D, TYPES[dtype], 1 if eight else TYPES[dtype].itemsize, rows, page, capability // 10 * 10
+        made, _ = decoding.decode_tiles(*sizes)
         made |= dict(k_ptr=held, v_ptr=held, scales_ptr="*fp32" if eight else None, lengths_ptr="*i32",
                      table_ptr="*i32" if page else None, o_ptr=f"*{dtype}" if splits == 1 else "*fp32",
                      q_strides=[32 * D, D, D, 1], k_strides=strides, v_strides=strides,
