@@ -58,7 +58,7 @@ def test_the_result_of_a_sanitized_program(monkeypatch, tool, program, status, o
 
 def test_a_program_that_does_not_end_is_an_error(monkeypatch):
     monkeypatch.setattr(process, "output", lambda *command, **options: (None, "result: right", ""))
-    with pytest.raises(RuntimeError, match="did not end within 30 s"):
+    with pytest.raises(RuntimeError, match="did not end within 25 s"):
         sanitizers.sanitized("consan", "ring")
 
 

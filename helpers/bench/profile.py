@@ -25,7 +25,7 @@ def profile():
     torch.cuda.empty_cache()                             # the other processes need some of it
     yield dict(tool="ncu"), functools.partial(_or_why, counted)
     for tool, function in (("torch.profiler", "training_step"), ("proton", "timeline")):
-        yield dict(tool=tool), functools.partial(_or_why, process.call, "helpers.bench.traces", function, limit_s=30)
+        yield dict(tool=tool), functools.partial(_or_why, process.call, "helpers.bench.traces", function, limit_s=25)
     with concurrent.futures.ThreadPoolExecutor(len(SANITIZED)) as pool:          # side by side: none of them is timed
         found = {each: pool.submit(_or_why, sanitized, *each) for each in SANITIZED}
         for tool, program in SANITIZED:
@@ -113,7 +113,7 @@ def counting():
 def counted() -> list:
     """A row for each of `calls`: the counters of its kernel's launch, and the three things that its warps do most."""
     printed = ncu.listing(ncu.find("ncu"), COUNTERS | WAITS, [sys.executable, "-m", "helpers.bench.profile"],
-                          "--profile-from-start", "off", limit_s=60)
+                          "--profile-from-start", "off", limit_s=75)
     asked = [json.loads(line) for line in printed.splitlines() if line.startswith("[")]
     return rows_of(asked, ncu.parse(printed, COUNTERS | WAITS))
 

@@ -13,7 +13,7 @@ from helpers.bench import kernels, ncu, planted
 import torch
 import triton
 
-LIMIT_S = 30                                             # of one program
+LIMIT_S = 25                                             # of one program
 EARLY = "handed on before it is read"                    # with which a ring ends, unlike with the others
 NO_EMPTY, NO_FULL = "the writer does not wait for empty", "the reader does not wait for full"
 BARRIER = "        __syncthreads();                     // everyone has read them before they are overwritten\n"

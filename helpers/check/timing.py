@@ -100,7 +100,7 @@ IDLE = dict(tensor=3.0, exp=2.0, issue=20.0, l2=10.0, dram=1.5)
 
 
 def verdict(fn):
-    """fn(row) returns the name of the busiest unit of a report, or "waiting" if none is busy for 60 percent."""
+    """fn(row) returns the name of a report's busiest unit, "waiting" if none reaches 60; where dram does, l2 is out."""
     def case(want, **percent):
         def asked(fn):
             got, told = fn(IDLE | percent), ", ".join(f"{name} {value}" for name, value in (IDLE | percent).items())
@@ -117,7 +117,9 @@ def verdict(fn):
         ("the cache is busy", case("l2", l2=88.0)),
         ("memory is busy", case("dram", dram=92.0)),
         ("of two busy units, the busier", first_of(case("tensor", tensor=80.0, issue=65.0),
-                                                   case("dram", dram=90.0, l2=70.0))),
+                                                   case("issue", tensor=70.0, issue=85.0))),
+        ("where memory is busy, the cache is no suspect", first_of(case("dram", dram=90.0, l2=94.0),
+                                                                   case("tensor", dram=61.0, l2=94.0, tensor=70.0))),
         ("nothing is busy", first_of(case("waiting"), case("waiting", issue=45.0, tensor=50.0))),
         ("60 percent is busy, and a little less is not", first_of(case("dram", dram=60.0), case("waiting", l2=59.9))),
         ("what else is in the report does not matter", case("waiting", warps=95.0, us=4000.0))], fn)

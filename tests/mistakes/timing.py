@@ -38,8 +38,8 @@ def place(part):
 UNITS = ("tensor", "exp", "issue", "l2", "dram")
 
 
-def verdict(row, units=UNITS, least=60, pick=max):
-    name = pick(units, key=lambda unit: row[unit])
+def verdict(row, units=UNITS, least=60, out=60):
+    name = max([unit for unit in units if unit != "l2" or row["dram"] < out], key=lambda unit: row[unit])
     return name if row[name] >= least else "waiting"
 
 
@@ -105,6 +105,7 @@ CASES = {
         "the cache is busy": without("l2"), "memory is busy": without("dram"),
         "of two busy units, the busier": lambda row: next((x for x in ("issue", "l2", "tensor", "dram") if row[x] >= 60),
                                                           "waiting"),
+        "where memory is busy, the cache is no suspect": [judging(out=101), judging(units=("dram", "l2"))],
         "nothing is busy": [judging(least=0), judging(least=40)],
         "60 percent is busy, and a little less is not": [judging(least=60.1), judging(least=59)],
         "what else is in the report does not matter": lambda row: verdict(row, units=tuple(row))}),
