@@ -28,4 +28,4 @@ from helpers.check.masks import alibi, block_map, packed_attention, window_with_
 from helpers.check.cache import merge_splits, packed_heads, read_pages              # decoding
 from helpers.check.ring import merge_ranks, ring_of_ranks, shards                     # many_gpus
 from helpers.check.timing import largest_by_many, largest_features, median_time, verdict  # measuring
-from helpers.check.claims import average_speedup, crossover                           # claims
+from helpers.check.claims import average_speedup, choose, crossover                   # claims
