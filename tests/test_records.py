@@ -15,7 +15,7 @@ import readme
 
 README = (ROOT / "README.md").read_text()
 OTHERS = {"traffic", "cuda_profile"}                     # by Nsight Compute
-PROVISIONAL = {"masks", "ring"}                          # measured while they were written: to be measured again
+PROVISIONAL = {"masks", "profile", "ring"}               # measured while they were written: to be measured again
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "figures" / "h200").glob("*.json")), ids=lambda path: path.stem)
@@ -27,7 +27,7 @@ def test_a_record_is_whole(path):
         assert record["ceilings"]["copy_gb_per_s"] > 1000 and record["ceilings"]["matmul_tflops"] > 100
     assert record["commit"].endswith("-dirty") == (path.stem in PROVISIONAL) and record["rows"]
     for row in record["rows"]:
-        assert path.stem in OTHERS or "error" in row or "outcome" in row or row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
+        assert path.stem in OTHERS or {"error", "outcome", "tool"} & set(row) or row["q1_ms"] <= row["median_ms"] <= row["q3_ms"]
 
 
 def test_every_suite_has_a_record_and_every_record_a_suite():
