@@ -52,7 +52,7 @@ def _jobs(name, N, D):
     made = functools.cache(functools.partial(_made, name, *shape))
     names = ["ours", "FlexAttention"] + [FLASH] * ((N, D) == (TOKENS, 128) and name in FLASHED)
     if name in ("packed", LEVEL):
-        names = ["ours"] + ["in a batch"] * (name == LEVEL) + [*kernels.fa4(True)]
+        names = ["ours"] + ["in a batch"] * (name == LEVEL) + [kernels.FA4]
     for who in names:
         for way in ("forward", "backward"):
             facts = dict(name=who, **kernels.version(who), mask=name, way=way, dtype="float16", batch=B, heads=heads, N=N,
@@ -138,7 +138,7 @@ def _in_a_batch(heads, N, name, *_):
 
 
 def _fa4(heads, N, name, offsets, *_):
-    """fn(q, k, v) of packed documents by FlashAttention-4."""
+    """fn(q, k, v) of packed documents by FlashAttention-4. ImportError where it is not installed."""
     from flash_attn.cute import flash_attn_varlen_func
     longest = offsets.diff().max().item()
 
