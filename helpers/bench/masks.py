@@ -84,7 +84,7 @@ def _made(name, B, heads, N, D):
 def _measured(who, way, made):
     inputs, do, exact, work, what = made()
     make = {"ours": _ours, "in a batch": _in_a_batch, "FlexAttention": _flex, kernels.FA4: _fa4,
-            FLASH: functools.partial(_flex, backend="FLASH")}
+            FLASH: functools.partial(_flex, options=dict(BACKEND="FLASH"))}
     attend = make[who](*inputs[0].shape[1:3], *what)
     where = f"{what[0]}, N = {do.shape[2]}"
     if way == "forward":
@@ -149,7 +149,7 @@ def _fa4(heads, N, name, offsets, *_):
     return _packed(attend, offsets)
 
 
-def _flex(heads, N, name, offsets, slopes, begin, backend="TRITON"):
+def _flex(heads, N, name, offsets, slopes, begin, options=None):
     """fn(q, k, v) by FlexAttention, compiled at its first call."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     torch.compiler.reset()                               # or the eighth shape would be one recompilation too many
@@ -159,4 +159,4 @@ def _flex(heads, N, name, offsets, slopes, begin, backend="TRITON"):
              "soft cap": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP)}.get(name)
     mask = create_block_mask(masks.get(name, lambda b, h, i, j: j <= i), None, None, N, N, device=DEVICE)
     return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask, score_mod=score,
-                             kernel_options=dict(BACKEND=backend))
+                             kernel_options=options)
