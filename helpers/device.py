@@ -75,10 +75,12 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
 
     Raises TypeError for anything but float16, bfloat16 and float32.
     """
-    types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-    if dtype not in types:
+    if dtype not in _dot_types:
         raise TypeError(f"no kernel for {dtype}: use torch.float16, torch.bfloat16 or torch.float32")
-    return types[dtype]
+    return _dot_types[dtype]
+
+
+_dot_types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 if INTERPRETED:

@@ -79,7 +79,7 @@ def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
-        **kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
+        kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
 
 
 def versions(**options):
@@ -129,7 +129,7 @@ def backward():
     """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
-               **kernels.peers(is_causal), **kernels.fa4(is_causal)}
+               **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
         return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
     yield from _gradients(jobs, BACKWARD_LENGTHS)
 
