@@ -24,7 +24,7 @@ def small(monkeypatch):
         fn()
         return dict(TIMES)
     monkeypatch.setattr(clock, "timing", timing)
-    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], BACKWARD_LENGTHS=[32],
+    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], LENGTHS=[32], WIDE_LENGTHS=[],
                              LAST=16),
              claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], LAST=16, TABLE_LENGTH=40, PRODUCT=256,
                           SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]),
@@ -32,7 +32,7 @@ def small(monkeypatch):
     for module, values in sizes.items():
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64],))
+    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64], ()))
     # PyTorch's fused backends are on the GPU only; its own choice stands in for them
     monkeypatch.setattr(kernels, "sdpa_kernel", lambda backend: run.contextlib.nullcontext())
 
