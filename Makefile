@@ -36,10 +36,10 @@ test: setup  ## run every notebook and every test (TESTS=notebooks/09_flash_atte
 	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -c tests/pytest.ini --rootdir . $(TESTS)
 
 progress: setup  ## list the exercises: done, failing, not attempted, minutes left
-	@$(BIN)/python -m helpers.progress
+	@$(BIN)/python -m helpers.desk.progress
 
 update:  ## bring a newer version of the lessons, and keep your answers, changed cells and added cells
-	@$(PYTHON) -m helpers.update
+	@$(PYTHON) -m helpers.desk.update
 
 figures: setup  ## draw figures/*.svg again, and write the README's measurements
 	$(BIN)/python figures/draw.py
@@ -58,7 +58,7 @@ clean:  ## remove .venv and everything that was built
 	find . -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 $(VENV)/.complete: requirements.txt
-	@$(PYTHON) helpers/preflight.py
+	@$(PYTHON) helpers/desk/preflight.py
 	rm -rf $(VENV)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

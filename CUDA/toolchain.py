@@ -93,6 +93,10 @@ def with_emulator(name, text):
     if not cxx:
         raise CudaError("no g++ here, which the emulator needs: install g++, or set CXX to another C++ compiler")
     flags = ["-O1", "-std=c++17", "-Wno-unknown-pragmas", "-fstack-clash-protection", f"-I{CUDA / 'emulator'}", f"-I{CUDA}"]
+    include = '#include "cuda_runtime.h"\n'              # read once for all programs; the compiler finds the .gch beside it
+    read, _ = build("emulator.hpp", include, ".hpp.gch", lambda i, o: [cxx, *flags, "-x", "c++-header", i, "-o", o])
+    read.with_suffix("").write_text(include)
+    flags = ["-include", str(read.with_suffix("")), *flags]
     return build(f"{Path(name).stem}.cpp", text, ".emulated", lambda i, o: [cxx, *flags, i, "-o", o])
 
 

@@ -1,4 +1,5 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
+import base64
 import inspect
 import linecache
 import re
@@ -20,8 +21,8 @@ def compile_kernel(lesson: str, kernel: str, arguments: dict, capability: int = 
     tuple, None, the value for a tl.constexpr ("fp16" stands for tl.float16, and the name of a function of the lesson for
     that). As at a launch, None and an int of 1 become constants, and multiples of 16 are promised to the compiler.
 
-    Returns registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes per block),
-    and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
+    Returns a dictionary: registers (per thread), stack (bytes per thread that did not fit in registers), shared (bytes
+    per block), and the texts ptx and sass. Raises RuntimeError with the compiler's message if it refuses.
     """
     return compile_kernels([dict(lesson=lesson, kernel=kernel, arguments=arguments, capability=capability,
                                  num_warps=num_warps, num_stages=num_stages)])[0]
@@ -39,10 +40,21 @@ def compile_kernels(requests: list) -> list:
     lesson. Raises RuntimeError as soon as the compiler refuses one.
     """
     try:                                           # elsewhere: kernels decorated for the interpreter cannot be compiled
-        return process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
+        made = process.call("helpers.compiled", "compile_all", requests, TRITON_INTERPRET="0")
+        return [Made(each) for each in made]
     except process.Failed as failed:
         own = [line for line in failed.stderr.splitlines() if re.search("error:", line, re.IGNORECASE)]
         raise RuntimeError("\n".join([str(failed).removeprefix("RuntimeError: "), *own])[:2000]) from None
+
+
+class Made(dict):
+    """A compiled kernel. Its `sass` is read when somebody asks for it: that takes as long as a small kernel to compile."""
+
+    def __missing__(self, key):
+        if key != "sass":
+            raise KeyError(key)
+        self[key] = _read(base64.b64decode(self["cubin"]), "nvdisasm", "-c")
+        return self[key]
 
 
 def compile_all(requests: list) -> list:
@@ -137,9 +149,9 @@ def _compile(kernel, arguments, lesson=None, source=None, capability=90, num_war
     kind = GluonASTSource if fn.is_gluon() else ASTSource
     compiled = triton.compile(kind(fn, signature, constants, attributes), target=GPUTarget("cuda", capability, 32),
                               options=dict(num_warps=num_warps, num_stages=num_stages))
-    usage, sass = _disassemble(compiled.asm["cubin"])
-    return dict(registers=usage["REG"], stack=usage["STACK"], shared=compiled.metadata.shared,
-                ptx=compiled.asm["ptx"], sass=sass)
+    usage = dict(re.findall(r"(REG|STACK):(\d+)", _read(compiled.asm["cubin"], "cuobjdump", "-res-usage")))
+    return dict(registers=int(usage["REG"]), stack=int(usage["STACK"]), shared=compiled.metadata.shared,
+                ptx=compiled.asm["ptx"], cubin=base64.b64encode(compiled.asm["cubin"]).decode())
 
 
 def _layout(description, types):
@@ -149,15 +161,11 @@ def _layout(description, types):
     return NVMMASharedLayout.get_default_for([int(n) for n in shape], types[dtype])
 
 
-def _disassemble(cubin: bytes):
-    """Resource usage and SASS of a cubin, read with the tools inside the Triton wheel."""
+def _read(cubin: bytes, tool, option):
+    """What one of the tools inside the Triton wheel says of a cubin."""
     import triton
     tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    run = lambda *command: subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        usage = run(tools / "cuobjdump", "-res-usage", path)
-        sass = run(tools / "nvdisasm", "-c", path)
-    return {name: int(number) for name, number in re.findall(r"(REG|STACK):(\d+)", usage)}, sass
-
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run([tools / tool, option, file.name], check=True, capture_output=True, text=True).stdout

@@ -45,7 +45,7 @@ def describe() -> str:
     versions = f"(torch {torch.__version__.split('+')[0]}, triton {triton.__version__})"
     able, interpreter = _capability(), "Triton runs in its interpreter"
     if not any(able):
-        return f"[gpu] none in use: {interpreter if INTERPRETED else 'Triton compiles'}, CUDA C++ in an emulator {versions}"
+        return f"[gpu] none in use: Triton {'is interpreted' if INTERPRETED else 'compiles'}, CUDA C++ emulated {versions}"
     gpu = f"[gpu] {torch.cuda.get_device_name(0)}, compute capability {able[0]}.{able[1]}"
     if not INTERPRETED:
         return f"{gpu} {versions}"
@@ -75,10 +75,12 @@ def dot_type(dtype: torch.dtype) -> tl.dtype:
 
     Raises TypeError for anything but float16, bfloat16 and float32.
     """
-    types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-    if dtype not in types:
+    if dtype not in _dot_types:
         raise TypeError(f"no kernel for {dtype}: use torch.float16, torch.bfloat16 or torch.float32")
-    return types[dtype]
+    return _dot_types[dtype]
+
+
+_dot_types = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
 if INTERPRETED:

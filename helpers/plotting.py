@@ -153,6 +153,7 @@ def label_ends(ax, ends: dict, colours: dict, least: float = None):
     """
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0)
+    ax.autoscale_view()                                  # or the limits may be those from before the last line
     if least is None:
         least = 1.25 * plt.rcParams["font.size"] / 72 / (ax.get_position().height * ax.figure.get_figheight())
     at = {name: ax.transAxes.inverted().transform(ax.transData.transform(end)) for name, end in ends.items()}

@@ -12,7 +12,19 @@ from torch.autograd import forward_ad
 from helpers import device
 
 
-TYPES = torch.float16, torch.bfloat16, torch.float32
+def remembered(check):
+    """check, which returns nothing, runs once for equal arguments: a model asks for the same few again and again."""
+    known = functools.lru_cache(maxsize=1024)(check)
+
+    @functools.wraps(check)
+    def once(*arguments):
+        try:
+            known(*arguments)
+        except TypeError as problem:
+            if "unhashable" not in str(problem):
+                raise
+            check(*arguments)                            # symbolic sizes, the compiler's, have no hash
+    return once
 
 
 def one_head(q, k, v):
@@ -24,10 +36,8 @@ def one_head(q, k, v):
     if q.dim() != 2:
         raise ValueError(f"q has {q.dim()} dimensions, shape {list(q.shape)}: expected [N, D], one head")
     for name, x in (("k", k), ("v", v)):
-        if x.shape != q.shape:
-            raise ValueError(f"{name} has shape {list(x.shape)}, q has {list(q.shape)}: they must be equal")
-    if not 1 <= q.shape[1] <= 256:
-        raise ValueError(f"q has head dimension D = {q.shape[1]}: the kernel takes 1 to 256")
+        _equal(name, list(x.shape), "q", list(q.shape), "shape {}")
+    _width(q.shape[1])
     no_gradient(q=q, k=k, v=v)
 
 
@@ -37,36 +47,47 @@ def many_heads(q, k, v, enable_gqa: bool):
     kv_heads divides heads, and differs from it only with enable_gqa. Raises TypeError or ValueError, naming the
     argument.
     """
-    tensors(q=q, k=k, v=v)
+    kinds = _kinds(q=q, k=k, v=v)
     flag(enable_gqa=enable_gqa)
-    kind = (q.shape, k.shape, v.shape), (q.stride(), k.stride(), v.stride()), enable_gqa
-    try:
-        _fit(*kind)
-    except TypeError:                                    # symbolic sizes, the compiler's, have no hash
-        _fit.__wrapped__(*kind)
+    _fit(kinds, enable_gqa)
 
 
-@functools.lru_cache(maxsize=1024)                       # a model asks for the same few again and again
-def _fit(shapes, steps, enable_gqa):
-    """The part of many_heads that depends on shapes and strides alone."""
-    for name, shape in zip("qkv", shapes):
-        if len(shape) != 4:
-            raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected [batch, heads, N, D]")
-    if shapes[1] != shapes[2]:
-        raise ValueError(f"v has shape {list(shapes[2])}, k has {list(shapes[1])}: they must be equal")
-    for name, shape, each in zip("qkv", shapes, steps):
-        strides(name, shape, each)
-    (B, heads, _, D), (kv_B, kv_heads, _, kv_D) = shapes[:2]
-    for ours, theirs, what in ((B, kv_B, "batches"), (D, kv_D, "features a head")):
-        if ours != theirs:
-            raise ValueError(f"k has {theirs} {what}, q has {ours}: they must be equal")
+def before_operator(q, k, v, enable_gqa: bool):
+    """many_heads for an operator's caller. If the compiler asks, the operator's fake does it."""
+    if not torch.compiler.is_compiling():
+        many_heads(q, k, v, enable_gqa)
+
+
+@remembered
+def _fit(kinds, enable_gqa):
+    _alike(kinds)
+    for name, _, _, shape, steps in kinds:
+        strides(name, shape, steps)
+    q, k, v = (list(kind[3]) for kind in kinds)
+    _equal("v", v, "k", k, "shape {}")
+    _equal("k", k[0], "q", q[0], "{} batches")
+    _groups(q, "k", k)
+    if q[1] != k[1] and not enable_gqa:
+        raise ValueError(f"k has {k[1]} heads, q has {q[1]}: pass enable_gqa=True for grouped-query attention")
+
+
+def _groups(q, name, k):
+    """ValueError unless heads of shape k go with those of shape q: features a head, and a number that divides."""
+    _equal(name, k[3], "q", q[3], "{} features a head")
+    _width(q[3])
+    if q[1] != k[1] and (not q[1] or not k[1] or q[1] % k[1]):
+        raise ValueError(f"{name} has {k[1]} heads, which does not divide the {q[1]} heads of q "
+                         "(grouped-query attention needs a divisor)")
+
+
+def _equal(name, x, first, y, what):
+    if x != y:
+        raise ValueError(f"{name} has {what.format(x)}, {first} has {y}: they must be equal")
+
+
+def _width(D):
     if not 1 <= D <= 256:
         raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
-    if heads != kv_heads and not enable_gqa:
-        raise ValueError(f"k has {kv_heads} heads, q has {heads}: pass enable_gqa=True for grouped-query attention")
-    if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
-        raise ValueError(f"k has {kv_heads} heads, which does not divide the {heads} heads of q "
-                         "(grouped-query attention needs a divisor)")
 
 
 def cache(q, k_cache, v_cache, lengths, block_table, scales):
@@ -76,32 +97,15 @@ def cache(q, k_cache, v_cache, lengths, block_table, scales):
     The cache has the type of q; or float8_e4m3fn, and scales, float32 [2, ...], a number for each of its rows. Raises
     TypeError or ValueError, naming the argument. The numbers in lengths and block_table are left to cache_numbers.
     """
-    named = (("q", q), ("k_cache", k_cache), ("v_cache", v_cache), ("lengths", lengths), ("block_table", block_table),
-             ("scales", scales))
-    kind = []
-    for name, x in named:
-        if x is not None or name not in ("block_table", "scales"):
-            readable(name, x)
-            kind.append((name, x.dtype, x.device, x.shape, x.stride()))
-    try:
-        _cache_fits(*kind)
-    except TypeError as problem:
-        if "unhashable" not in str(problem):
-            raise
-        _cache_fits.__wrapped__(*kind)                   # symbolic sizes have no hash
+    some = {name: x for name, x in (("block_table", block_table), ("scales", scales)) if x is not None}
+    _cache_fits(_kinds(q=q, k_cache=k_cache, v_cache=v_cache, lengths=lengths, **some))
 
 
-@functools.lru_cache(maxsize=1024)
-def _cache_fits(*kinds):
-    """The part of `cache` that depends on names, types, devices, shapes and strides alone."""
-    dtypes, shapes = {name: dtype for name, dtype, *_ in kinds}, {name: list(shape) for name, _, _, shape, _ in kinds}
-    q_dtype, place, eight = dtypes["q"], kinds[0][2], "scales" in shapes
-    if q_dtype not in TYPES:
-        raise TypeError(f"q is {q_dtype}, and there is no kernel for {q_dtype}: use torch.float16, torch.bfloat16 or "
-                        "torch.float32")
-    if place.type != device.DEVICE:
-        raise ValueError(f"q is on {place}, and kernels run on {device.DEVICE} here: make it with "
-                         f"device={device.DEVICE!r} or move it there")
+@remembered
+def _cache_fits(kinds):
+    shapes = {name: list(shape) for name, _, _, shape, _ in kinds}
+    (_, q_dtype, place, *_), eight, paged = kinds[0], "scales" in shapes, "block_table" in shapes
+    _served("q", q_dtype, place)
     expected = dict.fromkeys(("k_cache", "v_cache"), torch.float8_e4m3fn if eight else q_dtype)
     expected |= dict(q=q_dtype, lengths=torch.int32, block_table=torch.int32, scales=torch.float32)
     for name, dtype, where, shape, steps in kinds:
@@ -109,14 +113,10 @@ def _cache_fits(*kinds):
             more = "" if name not in ("k_cache", "v_cache") else " beside scales" if eight else (
                 ", the type of q, or torch.float8_e4m3fn beside scales")
             raise TypeError(f"{name} is {dtype}: expected {expected[name]}{more}")
-        if where != place:
-            raise ValueError(f"{name} is on {where}, q is on {place}: they must be on one device")
+        together(name, where, "q", place)
         if name in ("q", "k_cache", "v_cache"):
-            if len(shape) != 4:
-                raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected 4")
             strides(name, shape, steps)
-    (B, heads, _, D), (rows, kv_heads, page, kv_D) = shapes["q"], shapes["k_cache"]
-    paged = "block_table" in shapes
+    B, (rows, kv_heads, page, _) = shapes["q"][0], shapes["k_cache"]
     if paged and (len(shapes["block_table"]) != 2 or not page):
         raise ValueError(f"block_table has shape {shapes['block_table']}, k_cache {shapes['k_cache']}: expected [B, n] "
                          "and [pages, kv_heads, page, D], with at least one key a page")
@@ -125,13 +125,9 @@ def _cache_fits(*kinds):
     for name, shape in shapes.items():
         if shape != fitting.get(name, shape):
             raise ValueError(f"{name} has shape {shape}: expected {fitting[name]}")
-    for ours, theirs, what in ((B, B if paged else rows, "batches"), (D, kv_D, "features a head")):
-        if ours != theirs:
-            raise ValueError(f"k_cache has {theirs} {what}, q has {ours}: they must be equal")
-    if not 1 <= D <= 256:
-        raise ValueError(f"q has head dimension D = {D}: the kernel takes 1 to 256")
-    if heads != kv_heads and (not heads or not kv_heads or heads % kv_heads):
-        raise ValueError(f"k_cache has {kv_heads} heads, which does not divide the {heads} heads of q")
+    if not paged:
+        _equal("k_cache", rows, "q", B, "{} batches")
+    _groups(shapes["q"], "k_cache", shapes["k_cache"])
     if eight and place.type == "cuda" and torch.cuda.get_device_capability(place) < (9, 0):
         raise ValueError(f"q is on a GPU of compute capability {torch.cuda.get_device_capability(place)}: FP8 needs 9.0 "
                          "or later")
@@ -152,10 +148,12 @@ def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
 
 
 def strides(name, shape, steps):
-    """Raise ValueError where rows and features lie so far apart that 32-bit offsets inside a tile would overflow.
+    """Raise ValueError unless shape is [batch, heads, N, D], and where 32-bit offsets inside a tile would overflow.
 
     In a tile of at most 256 rows and features an offset is less than 256 times the sum of the two strides.
     """
+    if len(shape) != 4:
+        raise ValueError(f"{name} has {len(shape)} dimensions, shape {list(shape)}: expected [batch, heads, N, D]")
     (rows, features), (row, feature) = shape[2:], steps[2:]
     if row * (rows > 1) + feature * (features > 1) >= 2**23:
         raise ValueError(f"{name} has rows that lie {row} elements apart, and features that lie {feature} apart: "
@@ -233,20 +231,38 @@ def tensors(**named):
 
     Raises TypeError for another type, and ValueError for the rest, naming the argument.
     """
-    first, dtype, place = None, None, None               # of the first tensor
+    _alike(_kinds(**named))
+
+
+def _kinds(**named):
+    """(name, type, device, shape, strides) of tensors that a kernel can read."""
     for name, x in named.items():
         readable(name, x)
-        if first is None:
-            first, dtype, place = name, x.dtype, x.device
-            if dtype not in TYPES:
-                raise TypeError(f"{name} is {dtype}, and there is no kernel for {dtype}: use torch.float16, "
-                                "torch.bfloat16 or torch.float32")
-        if x.dtype != dtype:
-            raise TypeError(f"{name} is {x.dtype}, {first} is {dtype}: they must be equal")
-        if x.device != place:
-            raise ValueError(f"{name} is on {x.device}, {first} is on {place}: they must be on one device")
+    return tuple((name, x.dtype, x.device, x.shape, x.stride()) for name, x in named.items())
+
+
+def _alike(kinds):
+    (first, dtype, place, *_), *others = kinds
+    _served(first, dtype, place)
+    for name, other, where, *_ in others:
+        if other != dtype:
+            raise TypeError(f"{name} is {other}, {first} is {dtype}: they must be equal")
+        together(name, where, first, place)
+
+
+def together(name, where, first, place):
+    if where != place:
+        raise ValueError(f"{name} is on {where}, {first} is on {place}: they must be on one device")
+
+
+def _served(name, dtype, place):
+    """TypeError or ValueError unless there are kernels for a type and a device."""
+    try:
+        device.dot_type(dtype)
+    except TypeError as problem:
+        raise TypeError(f"{name} is {dtype}, and there is {problem}") from None
     if place.type != device.DEVICE:
-        raise ValueError(f"{first} is on {place}, and kernels run on {device.DEVICE} here: "
+        raise ValueError(f"{name} is on {place}, and kernels run on {device.DEVICE} here: "
                          f"make it with device={device.DEVICE!r} or move it there")
 
 
@@ -269,9 +285,8 @@ def looks_at(fn, place: int) -> bool:
 
 
 def masking(q, k, v, enable_gqa, mask, score, sink):
-    """many_heads, unless the compiler asks; and raise TypeError or ValueError unless mask, score and sink fit q and k."""
-    if not torch.compiler.is_compiling():                # else the operator's fake does it
-        many_heads(q, k, v, enable_gqa)
+    """before_operator, and TypeError or ValueError unless mask, score and sink fit q and k."""
+    before_operator(q, k, v, enable_gqa)
     for name, x, part, make in (("mask", mask, "kinds", "block_map"), ("score", score, "learns", "score_change")):
         if not (x is None or hasattr(x, part)):
             raise TypeError(f"{name} is {_said(x)}: expected what {make} returns")
@@ -283,8 +298,7 @@ def masking(q, k, v, enable_gqa, mask, score, sink):
         raise ValueError(f"sink is {_shape(sink)}: expected a tensor [{heads}], a logit for each head")
     tensors = dict(mask=mask and [*mask.lists, *mask.extra], score=score and score.extra, sink=[sink])
     for name, x in ((name, x) for name, found in tensors.items() for x in found or () if x is not None):
-        if x.device != q.device:
-            raise ValueError(f"{name} has a tensor on {x.device}, q is on {q.device}: they must be on one device")
+        together(name, x.device, "q", q.device)
     if score and not score.learns and any(x.requires_grad for x in score.extra):
         raise ValueError("score has a tensor that requires a gradient, and a derivative that adds nothing to gradients")
 
@@ -297,8 +311,7 @@ def packed(q, k, v, offsets_q, offsets_k):
     for name, x in (("offsets_q", offsets_q), ("offsets_k", offsets_k)):
         if not isinstance(x, torch.Tensor) or x.dim() != 1 or not len(x) or x.dtype not in (torch.int32, torch.int64):
             raise ValueError(f"{name} is {_shape(x)}: expected a tensor [sequences + 1] of int32 or int64")
-        if x.device != q.device:
-            raise ValueError(f"{name} is on {x.device}, q is on {q.device}: they must be on one device")
+        together(name, x.device, "q", q.device)
     if len(offsets_q) != len(offsets_k):
         raise ValueError(f"offsets_q names {len(offsets_q) - 1} sequences, offsets_k {len(offsets_k) - 1}: they must be equal")
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import nbformat
 
-import helpers.exercises
-from helpers.exercises import found
+import helpers.desk.exercises
+from helpers.desk.exercises import found
 from helpers.lessons import NOTEBOOKS
 
 NAMES = [path.stem for path in sorted(NOTEBOOKS.glob("[0-9]*.ipynb"))]
@@ -78,4 +78,4 @@ def defined(source):
 def attempt(exercise, source):
     """What `source` and the check printed, in place of the stub."""
     cells = read(exercise.lesson).cells
-    return helpers.exercises.attempt(cells, f"{exercise.lesson} {exercise.number}", [source, exercise.check])
+    return helpers.desk.exercises.attempt(cells, f"{exercise.lesson} {exercise.number}", [source, exercise.check])

@@ -17,7 +17,8 @@ import nbformat
 from nbclient import NotebookClient
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from helpers import ROOT, colab
+from helpers import ROOT
+from helpers.desk import colab
 
 
 def try_colab(folder, lesson="start_here"):

@@ -8,7 +8,8 @@ import nbformat
 import pytest
 
 import books
-from helpers import ROOT, colab
+from helpers import ROOT
+from helpers.desk import colab
 
 
 def test_readme_has_its_badge():

@@ -31,7 +31,7 @@ def test_ptx_and_sass_of_vec_add():
     assert "sm_90" in sass and all(re.search(name, sass) for name in (r"\bLDG\.E\b", r"\bFADD\b", r"\bSTG\.E\b"))
 
 
-@pytest.mark.parametrize("program", ["vec_add.cu", "matrix_add_mul.cu", "attention.cu"])
+@pytest.mark.parametrize("program", ["vec_add.cu", "matrix_add_mul.cu"])
 def test_no_kernel_spills(program):
     reports = cuda.resources(program)
     assert set(reports) == set(cuda.traffic(program))
@@ -109,16 +109,21 @@ def test_another_arch_builds_anew(tmp_path):
 
 
 def test_make_emulate_has_no_warnings(tmp_path):
-    made = make("emulate", build=tmp_path)
-    assert made.returncode == 0 and made.stderr == ""
-    programs = {p.name for p in (tmp_path / "emulated").iterdir() if not p.suffix}
-    assert programs == {"attention", "matrix_add_mul", "vec_add"}
+    made = make(f"{tmp_path}/emulated/vec_add", build=tmp_path)
+    assert made.returncode == 0 and made.stderr == "" and (tmp_path / "emulated" / "vec_add").exists()
+    read = make("emulate", "CXX=g++ -fsyntax-only", build=tmp_path)
+    assert read.returncode == 0 and read.stderr == ""
+    assert {p.stem for p in (tmp_path / "emulated").glob("*.cpp")} == {"attention", "matrix_add_mul", "vec_add"}
 
 
 @pytest.mark.parametrize("program", ["matrix_add_mul", "attention"])
 def test_nvcc_builds_without_warnings(program, tmp_path):
     made = make(f"{tmp_path}/{program}", build=tmp_path)
     assert made.returncode == 0 and made.stderr == "", made.stderr
+    found = subprocess.run([cuda.toolchain.find_tool("cuobjdump"), "-res-usage", tmp_path / program], check=True,
+                           capture_output=True, text=True).stdout
+    kernels = {cuda._plain(name): int(stack) for name, stack in re.findall(r"Function (\w+):\s+REG:\d+ STACK:(\d+)", found)}
+    assert kernels == dict.fromkeys(cuda.traffic(f"{program}.cu"), 0)                  # nothing is spilled
 
 
 @pytest.mark.skipif(cuda.has_gpu(), reason="there is a GPU here")
@@ -129,13 +134,13 @@ def test_without_a_gpu_the_built_program_says_so():
 
 
 def test_two_processes_may_build_the_same_at_once(tmp_path):
-    text = '#include <cstdio>\nint main() { puts("built"); }\n'
-    command = [sys.executable, "-c", "import pathlib; from helpers import cuda; "
-               f"cuda.toolchain.BUILD = pathlib.Path({str(tmp_path)!r}); "
-               f"print(cuda.run({text!r}, emulate=True), end='')"]
+    command = [sys.executable, "-c", "import pathlib; from helpers.cuda import toolchain; "
+               f"toolchain.BUILD = pathlib.Path({str(tmp_path)!r}); "
+               "made, _ = toolchain.build('a', 'built', '.made', lambda i, o: ['sh', '-c', f'sleep 0.5; cp {i} {o}']); "
+               "print(made.read_text())"]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=cuda.CUDA.parent) for _ in range(2)]
     assert [process.communicate()[0] for process in both] == ["built\n", "built\n"]
-    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".emulated", ".log"]
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".log", ".made"]
 
 
 def test_bench_reads_the_programs_lines():

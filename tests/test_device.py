@@ -41,9 +41,9 @@ NONE, T4 = "[gpu] none in use: ", "[gpu] Tesla T4, compute capability "
 
 
 @pytest.mark.parametrize("wish,gpu,capability,said", [
-    ("0", False, (0, 0), f"False; cuda; {NONE}Triton compiles, CUDA C++ in an emulator"),
-    ("True", False, (0, 0), f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator"),
-    ("", False, (0, 0), f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator"),
+    ("0", False, (0, 0), f"False; cuda; {NONE}Triton compiles, CUDA C++ emulated"),
+    ("True", False, (0, 0), f"True; cpu; {NONE}Triton is interpreted, CUDA C++ emulated"),
+    ("", False, (0, 0), f"True; cpu; {NONE}Triton is interpreted, CUDA C++ emulated"),
     ("", True, (8, 0), f"False; cuda; {T4}8.0"),
     ("off", True, (7, 5), f"False; cuda; {T4}7.5"),
     ("yes", True, (9, 0), f"True; cpu; {T4}9.0, not in use: Triton runs in its interpreter, as TRITON_INTERPRET asks"),

@@ -13,7 +13,7 @@ from helpers import device, traffic
 
 if not device.INTERPRETED:
     pytest.skip("kernels run on the GPU", allow_module_level=True)
-from helpers.accesses import MemoryFault
+from helpers.interpreter.accesses import MemoryFault
 
 
 @triton.jit
@@ -172,7 +172,7 @@ def test_the_last_line_of_the_traceback_says_it_all():
     except MemoryFault as fault:
         lines = traceback.format_exc().strip().splitlines()
         assert lines[-1] == (
-            "helpers.accesses.MemoryFault: shifting_kernel loads element 4 of x_ptr, which has 4 elements: "
+            "helpers.interpreter.accesses.MemoryFault: shifting_kernel loads element 4 of x_ptr, which has 4 elements: "
             f"line {number} of test_interpreter.py, `return tl.load(x_ptr + lanes + 1)`")
         assert fault.__cause__ is None and sum("File " in line for line in lines) <= 5
     else:

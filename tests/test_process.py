@@ -5,12 +5,6 @@ import pytest
 
 from helpers import compiled, process
 
-KERNEL = dict(lesson="prefetch", kernel="flash_attention_v3_kernel", num_stages=2, arguments=dict(
-    {f"{x}_desc": "tensordesc<fp16[1, 1, 64, 128]>" for x in "qkv"}, o_ptr="*fp16", lse_ptr="*fp32",
-    o_strides=[16 * 4096 * 128, 4096 * 128, 128, 1], heads=16, group=1, N_q=4096, N_k=4096, scale=0.1, D=128,
-    BLOCK_M=64, BLOCK_N=64, BLOCK_D=128, IS_CAUSAL=False, EVEN=True, DOT="fp16"))
-
-
 def test_arguments_environment_and_result():
     assert process.call("json", "loads", '{"a": [1, null]}') == dict(a=[1, None])
     assert process.call("os", "getenv", "COLOUR", COLOUR="blue") == "blue" and "COLOUR" not in os.environ
@@ -26,17 +20,24 @@ def test_a_process_that_dies_leaves_its_status():
         process.call("os", "abort")
 
 
-def test_none_is_a_constant_and_a_descriptor_a_parameter():
-    made = compiled.compile_kernel(**KERNEL)
-    assert "UTMALDG" in made["sass"]                     # tiles come by the copy engine
-    parameters = made["ptx"][made["ptx"].index(".entry"):].split(")")[0]
-    assert parameters.count(".align 64 .b8") == 3        # descriptors are passed by value, 128 bytes each
+def test_a_function_that_takes_too_long():
+    with pytest.raises(process.Failed, match="the process of sleep did not end within 0.5 s"):
+        process.call("time", "sleep", 60, limit_s=0.5)
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started():
+    status, out, _ = process.output("sh", "-c", "echo begun; sleep 60 & sleep 60", limit_s=0.5)
+    assert status is None and out == "begun\n"
+    assert process.output("sh", "-c", "cat; echo $COLOUR >&2; exit 3", input="x", COLOUR="blue") == (3, "x", "blue\n")
 
 
 def test_the_compiler_says_itself_what_is_wrong():
-    """In the function that it was in, and without what a process prints when it ends."""
+    """In the function that it was in, and without what a process prints when it ends. Here None stands for a pointer."""
+    arguments = {f"{x}_desc": "tensordesc<fp16[1, 1, 64, 128]>" for x in "qkv"} | dict(
+        o_ptr=None, lse_ptr="*fp32", o_strides=[16 * 4096 * 128, 4096 * 128, 128, 1], heads=16, group=1, N_q=4096, N_k=4096,
+        scale=0.1, D=128, BLOCK_M=64, BLOCK_N=64, BLOCK_D=128, IS_CAUSAL=False, EVEN=True, DOT="fp16")
     with pytest.raises(RuntimeError) as failed:
-        compiled.compile_kernels([KERNEL | dict(arguments=KERNEL["arguments"] | dict(o_ptr=None))])
+        compiled.compile_kernel("prefetch", "flash_attention_v3_kernel", arguments, capability=100)
     said = str(failed.value)
-    assert said.startswith("flash_attention_v3_kernel did not compile for sm_90: at ") and "def store_o_and_lse" in said
+    assert said.startswith("flash_attention_v3_kernel did not compile for sm_100: at ") and "def store_o_and_lse" in said
     assert said.splitlines()[-1] == "AttributeError(\"'NoneType' object has no attribute 'type'\")"

@@ -7,13 +7,14 @@ import sys
 import pytest
 
 import books
-from helpers import ROOT, progress
+from helpers import ROOT
+from helpers.desk import progress
 from helpers.lessons import NOTEBOOKS
 
 FIRST, SECOND = books.NAMES[0], next(name for name in books.NAMES if name.endswith("_online_softmax"))
 REPORT = """
 import json, sys
-from helpers import progress
+from helpers.desk import progress
 progress.LIMIT_S = 4
 print(*progress.lines(*json.load(sys.stdin)), sep="\\n")
 """

@@ -14,7 +14,8 @@ import pytest
 from nbconvert import HTMLExporter
 from traitlets.config import Config
 
-from helpers import ROOT, preflight
+from helpers import ROOT
+from helpers.desk import preflight
 from helpers.lessons import NOTEBOOKS
 
 sys.path.insert(0, str(ROOT / "figures"))

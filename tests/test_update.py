@@ -7,8 +7,8 @@ import nbformat
 import pytest
 
 import books
-from helpers import merge, update
-from helpers.exercises import found
+from helpers.desk import merge, update
+from helpers.desk.exercises import found
 from helpers.lessons import NOTEBOOKS
 
 LESSON = "notebooks/07_x.ipynb"

@@ -9,7 +9,7 @@ from helpers import ROOT
 
 
 def test_in_a_notebook():
-    source = "from helpers import watch\nprint(sum(watch.steps(range(5), 5, 'step')))"
+    source = "from helpers.desk import watch\nprint(sum(watch.steps(range(5), 5, 'step')))"
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
     NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
     line, printed = notebook.cells[0].outputs
@@ -17,6 +17,6 @@ def test_in_a_notebook():
 
 
 def test_elsewhere():
-    done = subprocess.run([sys.executable, "-c", "from helpers import watch; print(list(watch.steps('ab', 2, 'x')))"],
+    done = subprocess.run([sys.executable, "-c", "from helpers.desk import watch; print(list(watch.steps('ab', 2, 'x')))"],
                           cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "['a', 'b']"

@@ -79,7 +79,7 @@ def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
-        **kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
+        kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
         wide=WIDE_LENGTHS)
 
 
@@ -130,7 +130,7 @@ def backward():
     """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
-               **kernels.peers(is_causal), **kernels.fa4(is_causal)}
+               **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
         return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
     yield from _gradients(jobs, LENGTHS, WIDE_LENGTHS)
 
@@ -142,7 +142,8 @@ def backward_ladder():
         saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
         steps = {name: lambda fn=fn: functools.partial(fn, *(x.detach() for x in inputs), *saved(), do)
                  for name, fn in kernels.backward_steps(is_causal).items()}
-        peers = {name: kernels.sdpa(kernels.BACKENDS[name], is_causal) for name in ["SDPA cudnn"]} | kernels.fa4(is_causal)
+        name = "SDPA cudnn"
+        peers = {name: kernels.sdpa(kernels.BACKENDS[name], is_causal), kernels.FA4: kernels.fa4(is_causal)}
         return steps | {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in peers.items()}
     yield from _gradients(jobs, [TOKENS])
 

@@ -51,7 +51,7 @@ def _calls(q, k, v):
     calls |= {name: functools.partial(_sdpa, kernels.BACKENDS[name], q, k, v) for name in ("SDPA flash", "SDPA cudnn")}
     if shape in FLEX:
         calls["FlexAttention"] = functools.partial(_flex, q, k, v)
-    return calls | {"FlashAttention-4": functools.partial(_fa4, q, k, v)}
+    return calls | {kernels.FA4: lambda: functools.partial(kernels.fa4(False), q, k, v)}
 
 
 def _in_pages(q, k, v, lengths, page):
@@ -82,16 +82,6 @@ def _flex(q, k, v):
     from torch.nn.attention.flex_attention import flex_attention
     torch.compiler.reset()
     return functools.partial(torch.compile(flex_attention, dynamic=False), q, k, v, enable_gqa=True)
-
-
-def _fa4(q, k, v):
-    from flash_attn.cute import flash_attn_func          # an ImportError where it is not installed
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-
-    def attend():
-        o = flash_attn_func(q, k, v)
-        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
-    return attend
 
 
 def _step(name, make, want, k):

@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 BACKENDS = {"SDPA flash": SDPBackend.FLASH_ATTENTION, "SDPA cudnn": SDPBackend.CUDNN_ATTENTION,
             "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION}
-FA4 = "FlashAttention-4"                                 # measured where it can be imported
+FA4 = "FlashAttention-4"                                 # measured where it is installed
 PEERS = ("standard", *BACKENDS, "FlexAttention", FA4)    # if one of these fails, its row says so; ours must not fail
 BOUNDS = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # of the relative error
 FP8_BOUND = 0.2 if INTERPRETED else 0.1                  # the interpreter cuts where a GPU rounds
@@ -116,22 +116,21 @@ def sdpa(backend, is_causal: bool):
     return attend
 
 
-def fa4(is_causal: bool) -> dict:
-    """{"FlashAttention-4": fn(q, k, v)}; nothing where it cannot be imported."""
-    try:
-        from flash_attn.cute import flash_attn_func
-    except ImportError:
-        return {}
-
+def fa4(is_causal: bool):
+    """FlashAttention-4. A call raises ImportError where it is not installed."""
     def attend(q, k, v):                                 # its layout is [B, N, heads, D]
+        from flash_attn.cute import flash_attn_func
         o = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
         return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
-    return {FA4: attend}
+    return attend
 
 
 def version(name: str) -> dict:
-    """What a row says of a peer that is not PyTorch's: {"version": ...}."""
-    return {"version": importlib.metadata.version("flash-attn-4")} if name == FA4 else {}
+    """What a row says of a peer that is not PyTorch's: {"version": ...}, or nothing if it is not installed."""
+    try:
+        return {"version": importlib.metadata.version("flash-attn-4")} if name == FA4 else {}
+    except importlib.metadata.PackageNotFoundError:
+        return {}
 
 
 def flex(N: int, is_causal: bool):

@@ -80,9 +80,16 @@ def launcher(who, large):
     usual = getattr(lessons, LESSON)
     tiles = usual.tiles_ws(D, usual.LONG, usual.LONG, who == "causal", who == "fp8")
     if who == "fp8":
-        *x8, scales = lessons.fp8.quantize_qkv(q, k, v)
+        *x8, scales = eight_bits(q, k, v, where)
         return lambda module: module.launch_ws(*x8, False, D**-0.5, scales, D, torch.float16, tiles=tiles)[0]
     return lambda module: module.launch_ws(q, k, v, who == "causal", D**-0.5, tiles=tiles)[0]
+
+
+def eight_bits(q, k, v, where: str) -> list:
+    """q, k, v and their scales: quantized where this machine runs Triton, then moved to `where`, strides and all."""
+    *x8, scales = lessons.fp8.quantize_qkv(*(x.to(device.DEVICE) for x in (q, k, v)))
+    x8 = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=where).copy_(x) for x in x8]
+    return [*x8, [x.to(where) for x in scales]]
 
 
 def said(name: str):

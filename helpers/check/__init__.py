@@ -27,5 +27,5 @@ from helpers.check.model import attention_dropout, attention_layer, decoding, op
 from helpers.check.masks import alibi, block_map, packed_attention, window_with_sinks # masks_and_scores
 from helpers.check.cache import merge_splits, packed_heads, read_pages              # decoding
 from helpers.check.ring import merge_ranks, ring_of_ranks, shards                     # many_gpus
-from helpers.check.timing import median_time, share, tflops                           # measuring
-from helpers.check.claims import average_speedup, crossover                           # claims
+from helpers.check.timing import largest_by_many, largest_features, median_time, verdict  # measuring
+from helpers.check.claims import average_speedup, choose, crossover                   # claims

@@ -7,7 +7,7 @@ import torch
 from helpers import reference, simulator
 from helpers.check.core import (difference, differences, everywhere, first, outside, over, properties, tensor, untouched,
                                 unwritten)
-from helpers.check.roles import HOPPER, ORDERS, _compiles, _describe, _orders, _random, _runs
+from helpers.check.simulated import HOPPER, ORDERS, compiles, described, noise, orders, runs
 
 
 # ---------------------------------------------------------------- five products, in NumPy
@@ -136,9 +136,9 @@ def backward_needs(fn):
 
 def _sums(N, programs, kernel):
     """dq += ds_i^T k by each program, of 64 keys, for N tiles of 64 queries."""
-    ds, k = (_random(64 * programs, width, seed=width).half() for width in (64 * N, 64))
+    ds, k = (noise(64 * programs, width, seed=width).half() for width in (64 * N, 64))
     dq = torch.zeros(64 * N, 64)
-    kernel[programs,](ds, _describe(k, 64, 64), _describe(dq, 64, 64), N, num_warps=4)
+    kernel[programs,](ds, described(k, 64, 64), described(dq, 64, 64), N, num_warps=4)
     wrong = difference(dq, ds.double().T @ k.double(), 1e-4)
     return f"{N} tiles, {programs} programs: {wrong}" if wrong else ""
 
@@ -154,12 +154,12 @@ def _late(kernel):
     return wrong or (f"product {waits[0]} begins when tile {waits[0] - 1} has been added, and not before" if waits else "")
 
 
-ADDED = [("one tile", _runs(functools.partial(_sums, 1, 1))),
-         ("several tiles", _runs(functools.partial(_sums, 5, 1))),
-         ("several programs add to one dq", _runs(functools.partial(_sums, 3, 3))),
-         (ORDERS, _orders(lambda kernel: first([_sums(4, 1, kernel)]))),
-         ("the next product does not wait for the engine", _runs(_late)),
-         (HOPPER, _compiles(dict(ds_ptr="*fp16", k_desc="tensordesc<fp16[64, 64]>", dq_desc="tensordesc<fp32[64, 64]>", N=5),
+ADDED = [("one tile", runs(functools.partial(_sums, 1, 1))),
+         ("several tiles", runs(functools.partial(_sums, 5, 1))),
+         ("several programs add to one dq", runs(functools.partial(_sums, 3, 3))),
+         (ORDERS, orders(lambda kernel: first([_sums(4, 1, kernel)]))),
+         ("the next product does not wait for the engine", runs(_late)),
+         (HOPPER, compiles(dict(ds_ptr="*fp16", k_desc="tensordesc<fp16[64, 64]>", dq_desc="tensordesc<fp32[64, 64]>", N=5),
                             "wgmma.mma_async", "cp.reduce.async.bulk.tensor"))]
 
 

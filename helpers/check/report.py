@@ -6,9 +6,9 @@ import sysconfig
 import textwrap
 
 from helpers import ROOT
-from helpers.accesses import MemoryFault
+from helpers.interpreter.accesses import MemoryFault
 
-WIDTH = 110                                              # more wraps inside words in a window of 1440 pixels
+WIDTH = 100                                              # JupyterLab shows some 105 in a window of 1280 pixels
 NOT_THEIRS = str(ROOT / "helpers"), sysconfig.get_path("stdlib"), "<exported cells", "<frozen"
 
 

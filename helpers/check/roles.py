@@ -4,61 +4,17 @@ import functools
 import numpy as np
 import torch
 
-from helpers import compiled, lessons, reference, simulator
+from helpers import lessons, reference, simulator
 from helpers.check.core import difference, first, properties
-from helpers.hopper import TensorDescriptor
-from triton.experimental.gluon import language as gl
-
-HOPPER = "it compiles for a Hopper GPU"
-ORDERS = "no fault, in ten orders of events"
-
-
-def _describe(x, *block):
-    kind = {torch.float32: gl.float32, torch.float16: gl.float16}[x.dtype]
-    return TensorDescriptor.from_tensor(x, list(block), gl.NVMMASharedLayout.get_default_for(list(block), kind))
-
-
-def _random(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _sentence(fault):
-    """A simulator's fault in a line; "" for none."""
-    return "; ".join(fault.args) if fault else ""
-
-
-def _runs(run):
-    """run(kernel), or what the simulator says against it."""
-    def case(kernel):
-        try:
-            return run(kernel)
-        except simulator.Fault as fault:
-            return _sentence(fault)
-    return case
-
-
-def _orders(run):
-    return lambda kernel: _sentence(simulator.schedules(lambda: run(kernel)))
-
-
-def _compiles(arguments, *words):
-    """A case that compiles a kernel, and finds these words in its PTX."""
-    def case(kernel):
-        try:
-            ptx = compiled.compile_gluon(kernel, arguments)["ptx"]
-        except RuntimeError as problem:
-            return str(problem).replace("\n", " ")
-        missing = [word for word in words if word not in ptx]
-        return f"there is no {missing[0]} in what it compiles to" if missing else ""
-    return case
+from helpers.check.simulated import HOPPER, ORDERS, compiles, described, noise, orders, runs
 
 
 # ---------------------------------------------------------------- a ring of tiles
 
 def _plus_one(N, STAGES, kernel):
-    x = _random(16 * N, 32, seed=N)
+    x = noise(16 * N, 32, seed=N)
     y = torch.full_like(x, float("nan"))
-    kernel[1,](_describe(x, 16, 32), y, N, STAGES=STAGES, num_warps=4)
+    kernel[1,](described(x, 16, 32), y, N, STAGES=STAGES, num_warps=4)
     wrong = difference(y, x + 1)
     return f"{N} tiles in {STAGES} places: {wrong}" if wrong else ""
 
@@ -72,12 +28,12 @@ def _ahead(kernel):
                      if late else "")
 
 
-RING = [("five tiles in two places", _runs(functools.partial(_plus_one, 5, 2))),
+RING = [("five tiles in two places", runs(functools.partial(_plus_one, 5, 2))),
         ("one place, three, and more than tiles",
-         _runs(lambda kernel: first(_plus_one(N, S, kernel) for N, S in ((4, 1), (7, 3), (2, 5))))),
-        (ORDERS, _orders(lambda kernel: _plus_one(7, 2, kernel))),
-        ("tiles are asked for ahead", _runs(_ahead)),
-        (HOPPER, _compiles(dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5, STAGES=2), "cp.async.bulk.tensor"))]
+         runs(lambda kernel: first(_plus_one(N, S, kernel) for N, S in ((4, 1), (7, 3), (2, 5))))),
+        (ORDERS, orders(lambda kernel: _plus_one(7, 2, kernel))),
+        ("tiles are asked for ahead", runs(_ahead)),
+        (HOPPER, compiles(dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5, STAGES=2), "cp.async.bulk.tensor"))]
 
 
 def plus_one(kernel):
@@ -97,13 +53,13 @@ def _two_readers(begin, STAGES, kernel, N=7):
     return ""
 
 
-READERS = [("nothing is skipped", _runs(functools.partial(_two_readers, 0, 2))),
-           ("one is skipped", _runs(functools.partial(_two_readers, 1, 2))),
-           ("some are skipped", _runs(lambda kernel: first(_two_readers(b, 2, kernel) for b in (3, 5)))),
-           ("all are skipped", _runs(functools.partial(_two_readers, 7, 2))),
-           ("one place, and three", _runs(lambda kernel: first(_two_readers(4, S, kernel) for S in (1, 3)))),
-           (ORDERS, _orders(lambda kernel: _two_readers(5, 2, kernel))),
-           (HOPPER, _compiles(dict(o_ptr="*i32", late_ptr="*i32", begin=3, N=7, STAGES=2), "mbarrier.try_wait"))]
+READERS = [("nothing is skipped", runs(functools.partial(_two_readers, 0, 2))),
+           ("one is skipped", runs(functools.partial(_two_readers, 1, 2))),
+           ("some are skipped", runs(lambda kernel: first(_two_readers(b, 2, kernel) for b in (3, 5)))),
+           ("all are skipped", runs(functools.partial(_two_readers, 7, 2))),
+           ("one place, and three", runs(lambda kernel: first(_two_readers(4, S, kernel) for S in (1, 3)))),
+           (ORDERS, orders(lambda kernel: _two_readers(5, 2, kernel))),
+           (HOPPER, compiles(dict(o_ptr="*i32", late_ptr="*i32", begin=3, N=7, STAGES=2), "mbarrier.try_wait"))]
 
 
 def two_readers(kernel):
@@ -114,9 +70,9 @@ def two_readers(kernel):
 # ---------------------------------------------------------------- a product by two roles
 
 def _product(steps, STAGES, kernel):
-    a, b = _random(64, 64 * steps).half(), _random(64, 64 * steps, seed=1).half()
+    a, b = noise(64, 64 * steps).half(), noise(64, 64 * steps, seed=1).half()
     c = torch.full((64, 64), float("nan"))
-    kernel[1,](_describe(a, 64, 64), _describe(b, 64, 64), c, steps, STAGES=STAGES, num_warps=4)
+    kernel[1,](described(a, 64, 64), described(b, 64, 64), c, steps, STAGES=STAGES, num_warps=4)
     wrong = difference(c, a.double() @ b.double().T, 1e-4)
     return f"{steps} steps, {STAGES} places: {wrong}" if wrong else ""
 
@@ -131,13 +87,13 @@ def _side_by_side(kernel):
     return wrong or (f"product {alone[0]} is started when product {alone[0] - 1} has been waited for" if alone else "")
 
 
-PRODUCT = [("one step", _runs(functools.partial(_product, 1, 2))),
-           ("five steps in two places", _runs(functools.partial(_product, 5, 2))),
+PRODUCT = [("one step", runs(functools.partial(_product, 1, 2))),
+           ("five steps in two places", runs(functools.partial(_product, 5, 2))),
            ("three places, and more than steps",
-            _runs(lambda kernel: first(_product(n, S, kernel) for n, S in ((7, 3), (2, 4))))),
-           (ORDERS, _orders(lambda kernel: _product(5, 2, kernel))),
-           ("the next product is started before the last one is waited for", _runs(_side_by_side)),
-           (HOPPER, _compiles(dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_ptr="*fp32",
+            runs(lambda kernel: first(_product(n, S, kernel) for n, S in ((7, 3), (2, 4))))),
+           (ORDERS, orders(lambda kernel: _product(5, 2, kernel))),
+           ("the next product is started before the last one is waited for", runs(_side_by_side)),
+           (HOPPER, compiles(dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_ptr="*fp32",
                                    steps=5, STAGES=2), "wgmma.mma_async", "cp.async.bulk.tensor"))]
 
 
@@ -190,11 +146,11 @@ def _around(loop):
 
 def _attention(tiles, loop, rise=0.0, size=1.0, STAGES=2):
     """64 queries. With `rise` the scores of each tile are larger, by more in some rows."""
-    q, k, v = (_random(1, 1, n, 64, seed=seed) for seed, n in enumerate((64, BLOCK_N * tiles, BLOCK_N * tiles)))
+    q, k, v = (noise(1, 1, n, 64, seed=seed) for seed, n in enumerate((64, BLOCK_N * tiles, BLOCK_N * tiles)))
     q[..., 0], k[..., 0] = torch.linspace(0.3, 2, 64), rise * (torch.arange(BLOCK_N * tiles) // BLOCK_N)
     q, k, v = (x.half() for x in (size * q, k, v))
     o = torch.full((64, 64), float("nan"))
-    _around(loop)[1,](_describe(q, 1, 1, 64, 64), *(_describe(x, 1, 1, BLOCK_N, 64) for x in (k, v)), o, tiles,
+    _around(loop)[1,](described(q, 1, 1, 64, 64), *(described(x, 1, 1, BLOCK_N, 64) for x in (k, v)), o, tiles,
                       float(np.log2(np.e) / 8), STAGES=STAGES, num_warps=4)
     wrong = difference(o, reference.attention(q, k, v)[0, 0], 2e-3)
     return f"{tiles} tile{'s' * (tiles > 1)}: {wrong}" if wrong else ""
@@ -215,14 +171,14 @@ def _order(loop):
 
 
 LATE_VALUES = [
-    ("the result is attention", _runs(lambda loop: first(_attention(n, loop) for n in (2, 4)))),
-    ("maxima that rise from tile to tile, in each row by another step", _runs(lambda loop: _attention(5, loop, rise=1.0))),
-    ("maxima that fall", _runs(lambda loop: _attention(5, loop, rise=-1.0))),
-    ("a single tile", _runs(lambda loop: _attention(1, loop))),
-    ("large logits", _runs(lambda loop: _attention(4, loop, rise=0.5, size=100))),
-    (ORDERS, _orders(lambda loop: _attention(5, loop, STAGES=2))),
-    ("p @ v comes one tile late, beside the exponentials", _runs(_order)),
-    (HOPPER, lambda loop: _compiles(dict(
+    ("the result is attention", runs(lambda loop: first(_attention(n, loop) for n in (2, 4)))),
+    ("maxima that rise from tile to tile, in each row by another step", runs(lambda loop: _attention(5, loop, rise=1.0))),
+    ("maxima that fall", runs(lambda loop: _attention(5, loop, rise=-1.0))),
+    ("a single tile", runs(lambda loop: _attention(1, loop))),
+    ("large logits", runs(lambda loop: _attention(4, loop, rise=0.5, size=100))),
+    (ORDERS, orders(lambda loop: _attention(5, loop, STAGES=2))),
+    ("p @ v comes one tile late, beside the exponentials", runs(_order)),
+    (HOPPER, lambda loop: compiles(dict(
         o_ptr="*fp32", N=5, factor=0.2, STAGES=2, q_desc="tensordesc<fp16[1, 1, 64, 64]>",
         **dict.fromkeys(("k_desc", "v_desc"), f"tensordesc<fp16[1, 1, {BLOCK_N}, 64]>")), "wgmma.mma_async")(_around(loop)))]
 

@@ -2,9 +2,9 @@
 
 - Lanes that were masked off in a load without `other` are NaN, as undefined as they are on a GPU.
 - An access to what is no element of the tensor that the pointer came from, and a race of two programs of one launch
-  raise MemoryFault, a sentence that names the kernel's line (helpers/accesses.py).
-- bfloat16 and float8 are computed and rounded as a GPU does it (helpers/small_floats.py).
-- Launches from several threads wait for each other.
+  raise MemoryFault, a sentence that names the kernel's line (accesses.py).
+- bfloat16 and float8 are computed and rounded as a GPU does it (small_floats.py).
+- Launches from several threads wait for each other, and each takes half the time (quick.py).
 
 Triton 3.6 and 3.7: whatever a kernel uses (pointers, block pointers, tensor descriptors, atomics), its accesses end in
 four functions of the interpreter's C++ module. A stand-in for that module tells which argument of which kernel each of
@@ -20,8 +20,8 @@ from helpers import device  # (before triton: helpers.device says why)
 import numpy as np
 from triton.runtime import interpreter
 
-from helpers import small_floats
-from helpers.accesses import VERBS, Anywhere, Elements, MemoryFault, Touched, line, shown
+from helpers.interpreter import quick, small_floats
+from helpers.interpreter.accesses import VERBS, Anywhere, Elements, MemoryFault, Touched, line, shown
 
 MARK = 56                                                # the bits from here up are zero in every address of a process
 ADDRESS = np.uint64(2**MARK - 1)
@@ -132,7 +132,10 @@ class _Launch:
 
 
 class _Memory:
-    """In place of the interpreter's C++ module: check an access, show it to all who look, take off the marks, pass it on."""
+    """In place of the interpreter's C++ module: check an access, show it to all who look, take off the marks, pass it on.
+
+    A mask that numbers and truth values made together is of integers, which Triton 3.9 does not take.
+    """
 
     def __init__(self, module):
         self.module, self.launch = module, None
@@ -141,10 +144,10 @@ class _Memory:
         return getattr(self.module, name)
 
     def load(self, pointers, mask, other, dtype):
-        return self.module.load(self.seen("load", pointers, mask, dtype), mask, other, dtype)
+        return self.module.load(self.seen("load", pointers, mask, dtype), np.asarray(mask, bool), other, dtype)
 
     def store(self, pointers, value, mask):
-        return self.module.store(self.seen("store", pointers, mask, value.dtype), value, mask)
+        return self.module.store(self.seen("store", pointers, mask, value.dtype), value, np.asarray(mask, bool))
 
     def atomic_rmw(self, operation, pointers, value, mask, order):
         return self.module.atomic_rmw(operation, self.seen("atomic", pointers, mask, value.dtype), value, mask, order)
@@ -212,6 +215,7 @@ def _install():
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     small_floats.install()
+    quick.install()
     load = builder.create_masked_load
 
     def load_undefined(self, ptrs, mask, other, *args, **kwargs):

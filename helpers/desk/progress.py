@@ -16,7 +16,8 @@ import textwrap
 import time
 from multiprocessing.connection import wait
 
-from helpers import ROOT, exercises, update
+from helpers import ROOT
+from helpers.desk import exercises, update
 
 KNOWN = ROOT / "build" / "progress.json"                 # {what a verdict depends on, hashed: the verdict}
 LIMIT_S = 60                                             # for one exercise
@@ -27,7 +28,8 @@ GAVE_UP = "failing: it "
 
 def show():
     """Print the report of all lessons, in a notebook too."""
-    with subprocess.Popen([sys.executable, "-m", "helpers.progress"], cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
+    command = [sys.executable, "-m", "helpers.desk.progress"]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as run:
         for line in run.stdout:
             print(line, end="")
 
@@ -119,7 +121,7 @@ def lines(lessons, original, of=verdicts):
         each_said = [(each, said.get((name, each.number), NOT_YET)) for each in found]
         total += each_said
         title = "".join(notebooks[name][0]["source"]).split("\n")[0].lstrip("# ")
-        yield f"{title:<42}{_sum(each_said)}"
+        yield f"{textwrap.shorten(title, 41, placeholder=' ...'):<42}{_sum(each_said)}"
         if any(word != NOT_YET for _, word in each_said):
             yield from (f"     {textwrap.shorten(each.title, 36, placeholder=' ...'):<37}{textwrap.shorten(word, 76)}"
                         for each, word in each_said)

@@ -29,8 +29,7 @@ def line():
     return frame.f_code.co_filename, frame.f_lineno
 
 
-_BETWEEN = tuple(find_spec(name).origin.removesuffix("__init__.py") for name in (
-    "helpers.accesses", "helpers.interpreter", "helpers.small_floats", "triton"))
+_BETWEEN = tuple(find_spec(name).origin.removesuffix("__init__.py") for name in ("helpers.interpreter", "triton"))
 
 
 def shown(place):

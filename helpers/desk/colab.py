@@ -1,8 +1,8 @@
 """Lessons in Google Colab: a badge in each, and copies of them that begin by fetching the course.
 
-    python helpers/colab.py                  on Colab: install what the lessons need and Colab lacks
-    python helpers/colab.py badges           write the badge into every lesson and the README (address: CITATION.cff)
-    python helpers/colab.py copies FOLDER    write the copies, which are published as the branch `colab`
+    python helpers/desk/colab.py                  on Colab: install what the lessons need and Colab lacks
+    python helpers/desk/colab.py badges           write the badge into every lesson and the README (address: CITATION.cff)
+    python helpers/desk/colab.py copies FOLDER    write the copies, which are published as the branch `colab`
 
 Only Python's own library is used.
 """
@@ -14,12 +14,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SITE = "https://colab.research.google.com/github"
 FETCH = """# on Colab: fetch the course, and install what is missing beside Colab's own PyTorch and Triton
 !test -d /content/course || git clone --quiet --depth 1 {address} /content/course
 %cd -q /content/course/notebooks
-%run ../helpers/colab.py"""
+%run ../helpers/desk/colab.py"""
 LESSONS = "torch", "triton", "numpy", "matplotlib", "matplotlib-inline", "cuda-toolkit"          # of requirements.txt
 
 

@@ -1,7 +1,7 @@
 """A newer version of the course, with the reader's work kept: `make update`.
 
-Git brings the files, and a notebook that the reader changed is merged (helpers/merge.py). Only Python's own library is
-used, because an update may come before a new set-up.
+Git brings the files, and a notebook that the reader changed is merged (merge.py). Only Python's own library is used,
+because an update may come before a new set-up.
 """
 import shutil
 import subprocess
@@ -9,7 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from helpers import ROOT, merge
+from helpers import ROOT
+from helpers.desk import merge
 
 
 class Refused(Exception):
