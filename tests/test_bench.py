@@ -25,7 +25,7 @@ def small(monkeypatch):
         return dict(TIMES)
     monkeypatch.setattr(clock, "timing", timing)
     monkeypatch.setattr(clock, "call_times", lambda fn, calls, scratch: [fn() is None or 1.0])
-    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], BACKWARD_LENGTHS=[32],
+    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], LENGTHS=[32], WIDE_LENGTHS=[],
                              LAST=16),
              claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], SHORT=16, LAST=16, TABLE_LENGTH=40,
                           PRODUCT=256, replayed=lambda call: call,
@@ -34,7 +34,7 @@ def small(monkeypatch):
     for module, values in sizes.items():
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64],))
+    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64], ()))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
     # PyTorch's fused backends are on the GPU only; its own choice stands in for them
     monkeypatch.setattr(kernels, "sdpa_kernel", lambda backend: run.contextlib.nullcontext())
@@ -67,7 +67,7 @@ VERSIONS = ["v2", "v3", "v4"]
 EXPECTED = {"flash_attention_v1": (["v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA], 2 * 2 * 5),
             "forward": ([*VERSIONS, "v3 fp8", "v4 fp8", *SDPA, kernels.FA4], 2 * 2 * 10),
             "backward": (["ours", "v4", *SDPA, kernels.FA4], 2 * 2 * 7),
-            "backward_ladder": (["two walks", "one walk", "v4", "SDPA cudnn"], 2 * 2 * 4),
+            "backward_ladder": (["two walks", "one walk", "v4", "SDPA cudnn", kernels.FA4], 2 * 2 * 5),
             "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers",
                         "tuned", "specialized", "fp8 kernel"], 4 * 11),
             "lengths_and_batches": (["standard", *VERSIONS, "SDPA flash"], 2 * 5),

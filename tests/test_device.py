@@ -18,7 +18,7 @@ def python(code, **env):
 
 def test_one_line_for_nbval():
     assert device.describe().startswith("[gpu] ") and "\n" not in device.describe()
-    assert ("interpreter" in device.describe()) == device.INTERPRETED == (device.DEVICE == "cpu")
+    assert ("interpret" in device.describe()) == device.INTERPRETED == (device.DEVICE == "cpu")
 
 
 def test_triton_imported_too_early():
