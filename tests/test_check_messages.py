@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helpers import check, device, lessons  # (before triton: helpers.device says why)
-from helpers.check import cuda_core, report, roles
+from helpers.check import cuda_core, report, simulated
 from helpers.check.core import difference, guarded, outside, poisoned, properties, unwritten
 from helpers.check.timing import ToyGPU
 from mistakes import attention, backward, cuda as kernels, eight_bits, gradients, heads, model, online_softmax
@@ -41,8 +41,8 @@ def test_a_good_block_size_is_not_blamed_for_a_usual_one_that_is_wrong(capsys):
 def test_of_what_a_compiler_shows_one_line_is_told():
     shown = ("ring did not compile for sm_90: at 7:4:\ndef give(ds):\n    ds_tile.store(ds)\n    dq_tile.store(dq)\n    ^\n"
              "expected 'value' to be\na tensor")
-    assert roles.told(shown) == "ring did not compile for sm_90: `dq_tile.store(dq)`: expected 'value' to be a tensor"
-    assert roles.told("ring did not compile for sm_90: out of\nmemory") == "ring did not compile for sm_90: out of memory"
+    assert simulated.told(shown) == "ring did not compile for sm_90: `dq_tile.store(dq)`: expected 'value' to be a tensor"
+    assert simulated.told("ring did not compile for sm_90: out of\nmemory") == "ring did not compile for sm_90: out of memory"
 
 
 def test_what_pytorch_logs_of_a_wrong_operator_is_not_shown(capfd):
