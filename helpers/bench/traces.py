@@ -1,4 +1,5 @@
 """Where the time goes inside a training step, by PyTorch's profiler, and inside a kernel, by Triton's."""
+import contextlib
 import json
 import re
 import statistics
@@ -10,6 +11,7 @@ from helpers import lessons
 from helpers.bench import clock, model
 
 import torch
+import triton
 
 # ---------------------------------------------------------------- a training step
 
@@ -62,8 +64,8 @@ MARKED = [("import triton\nfrom triton.experimental import gluon\n",
            "import triton\nimport triton.profiler.language as pl\nfrom triton.experimental import gluon\n"),
           ("        s = start_scores(q_i, k, i, s_layout)                              # of this tile,\n",
            "        pl.enter_scope('products')\n        s = start_scores(q_i, k, i, s_layout)\n"),
-          ("        hand_on(k, i)\n        if IS_CAUSAL:",
-           "        pl.exit_scope('products')\n        hand_on(k, i)\n        pl.enter_scope('softmax')\n        if IS_CAUSAL:"),
+          ("        hand_on(k, i)\n        s = masked(",
+           "        pl.exit_scope('products')\n        hand_on(k, i)\n        pl.enter_scope('softmax')\n        s = masked("),
           ("        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8",
            "        pl.exit_scope('softmax')\n        acc, p = warpgroup_mma_wait(0, deps=[acc, p]) if not FP8")]
 SHOWN = slice(8, 12)                                     # of each warp's turns
@@ -77,12 +79,19 @@ def timeline() -> dict:
     options = dict(is_causal=False, scale=D**-0.5, tiles=right.tiles_ws(D, N, N, False, False))
     want = right.launch_ws(q, k, v, **options)[0].double()
     plain_ms = clock.timing(lambda: right.launch_ws(q, k, v, **options))["median_ms"]
-    with tempfile.TemporaryDirectory() as folder:
-        mode = proton.mode.Default(optimizations="clock32", sampling_strategy="selective", sampling_options="0,4")
-        proton.start(f"{folder}/v4", data="trace", backend="instrumentation", mode=mode)
-        clock.verified("v4 with marks", marked.launch_ws(q, k, v, **options)[0], want, 2e-3, f"N = {N}")
-        proton.finalize()
-        events = json.loads(Path(f"{folder}/v4.chrome_trace").read_text())["traceEvents"]
+    for buffer in ("shared", "global"):                  # the first may have no room
+        with tempfile.TemporaryDirectory() as folder, contextlib.suppress(RuntimeError, triton.OutOfResources):
+            proton.start(f"{folder}/v4", data="trace", backend="instrumentation", mode=proton.mode.Default(
+                optimizations="clock32", sampling_strategy="selective", sampling_options="0,4", buffer_type=buffer))
+            try:
+                got = marked.launch_ws(q, k, v, **options)[0]
+            finally:
+                proton.finalize()
+            clock.verified("v4 with marks", got, want, 2e-3, f"N = {N}")
+            events = json.loads(Path(f"{folder}/v4.chrome_trace").read_text())["traceEvents"]
+            break
+    else:
+        raise RuntimeError("Proton finds no room for its marks in v4's kernel")
     turns = -(-HEADS * N // (options["tiles"]["PARTS"] * 64) // torch.cuda.get_device_properties(0).multi_processor_count)
     turns *= N // options["tiles"]["BLOCK_N"]            # of the program that has the most blocks
     return dict(heads=HEADS, N=N, D=D, unmarked_turn_us=1e3 * plain_ms / turns, spans=spans(events))
