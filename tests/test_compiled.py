@@ -200,12 +200,14 @@ def masked():
             tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
             x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
             made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
-                k=x, v=x, q=x, do=x, lists=["*i32", "*i32", "*i32", 1, 1, 64, 64], gradients=[], SPAN=BLOCK, TMA=TMA)
+                k=x, v=x, q=x, do=x, lists=["*i32", "*i32", "*i32", 1, 1, 64, 64], gradients=[], SPAN=BLOCK, TMA=TMA,
+                stats=f"tensordesc<fp32[1, 1, {size['BLOCK_M']}]>" if TMA else "*fp32", stats_ptr="*fp32", N_pad=4096,
+                EARLY=size["num_stages"] > 2)
             yield Case("masks_and_scores", f"masked_{way}_kernel", capability, dtype, D, made,
                        (LOAD,) if TMA else (), stack=MASKED_SPILLS.get((way, capability, D), 0), shared=shared)
 
 
-MASKED_SPILLS = {("dkdv", 90, 128): 32, ("dkdv", 86, 64): 24}               # bytes, by kernel, capability and D
+MASKED_SPILLS = {("dkdv", 90, 128): 64}                                     # bytes, by kernel, capability and D
 
 
 def cached():
