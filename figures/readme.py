@@ -25,7 +25,7 @@ def speeds(way: str) -> dict:
     """
     (record, ours), found = PASSES[way], {}
     for r in records.load(record)["rows"]:
-        if "error" not in r and (r["name"] != "ours" or ours == "ours"):         # or it is an older one of ours
+        if "error" not in r and r["D"] <= 128 and (r["name"] != "ours" or ours == "ours"):         # or it is an older one of ours
             name = "ours" if r["name"] == ours else r["name"]
             case = tuple(r[key] for key in CASES[way])
             found.setdefault(name, {})[case] = r["tflops" if "tflops" in r else "gb_per_s"]

@@ -93,14 +93,13 @@ def provenance(fig, record: dict):
 
 
 def speeds(record: dict, colours: dict):
-    """TFLOP/s against sequence length from a record's rows, a panel for each head dimension and mask. Returns the
-    figure.
+    """TFLOP/s against sequence length from a record's rows, a panel for each mask and D up to 128. Returns the figure.
 
     `colours` is {name: colour} of the kernels to draw; rows without a time are left out.
     """
     panels = {}
     for r in sorted(record["rows"], key=lambda r: (r["D"], r["is_causal"], r["N"])):
-        if r["name"] in colours and "tflops" in r:
+        if r["name"] in colours and "tflops" in r and r["D"] <= 128:
             title = f"D = {r['D']}, {'causal' if r['is_causal'] else 'no mask'}"
             panels.setdefault(title, {}).setdefault(r["name"], {})[r["N"]] = r["tflops"]
     fig = speed_panels(panels, colours)
