@@ -1,6 +1,7 @@
 """Compile a lesson's Triton or Gluon kernel for any NVIDIA GPU, without having one, and read what came out."""
 import base64
 import inspect
+import itertools
 import linecache
 import re
 import subprocess
@@ -67,6 +68,27 @@ def compile_all(requests: list) -> list:
             name = f"{request['kernel']} did not compile for sm_{request.get('capability', 90)}"
             raise RuntimeError(f"{name}: {_innermost(problem)}") from problem
     return made
+
+
+MARKS = {"products": r"wgmma\.mma_async|\bHGMMA", "exponentials": r"ex2\.approx|MUFU\.EX2",
+         "wait for all": r"wait_group\.sync\.aligned 0|DEPBAR\.LE gsb0, 0x0",
+         "wait for all but one": r"wait_group\.sync\.aligned 1|DEPBAR\.LE gsb0, 0x1", "the engine adds": r"cp\.reduce|UTMAREDG"}
+
+
+def order(code: str) -> str:
+    """What the innermost loop with products and exponentials does, in its order, from PTX or from machine code (sass)."""
+    labels, loops, lines = {}, [], code.splitlines()
+    for i, line in enumerate(lines):
+        if found := re.match(r"(\$L__BB\w+|\.L_x_\d+):", line):
+            labels[found[1]] = i
+        elif (found := re.search(r"\bbra\b.*?(\$L__BB\w+|\.L_x_\d+)", line, re.IGNORECASE)) and found[1] in labels:
+            loops.append(lines[labels[found[1]]:i])
+    for loop in sorted(loops, key=len):
+        steps = [what for line in loop for what, mark in MARKS.items() if re.search(mark, line)]
+        if {"products", "exponentials"} <= set(steps):
+            break
+    runs = ((what, len(list(same))) for what, same in itertools.groupby(steps))
+    return ", ".join(f"{number} {what}" if what in ("products", "exponentials") else what for what, number in runs)
 
 
 def _innermost(problem) -> str:

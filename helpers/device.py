@@ -45,7 +45,7 @@ def describe() -> str:
     versions = f"(torch {torch.__version__.split('+')[0]}, triton {triton.__version__})"
     able, interpreter = _capability(), "Triton runs in its interpreter"
     if not any(able):
-        return f"[gpu] none in use: {interpreter if INTERPRETED else 'Triton compiles'}, CUDA C++ in an emulator {versions}"
+        return f"[gpu] none in use: Triton {'is interpreted' if INTERPRETED else 'compiles'}, CUDA C++ emulated {versions}"
     gpu = f"[gpu] {torch.cuda.get_device_name(0)}, compute capability {able[0]}.{able[1]}"
     if not INTERPRETED:
         return f"{gpu} {versions}"

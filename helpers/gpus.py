@@ -23,9 +23,9 @@ class GPU(NamedTuple):
 
 GPUS = {
     "A100 SXM 80GB": GPU(312, 19.5, 2039, 80, 40, 164, 108, 1.41,
-                         "NVIDIA A100 Tensor Core GPU data sheet (80GB SXM); A100 architecture white paper (2020)"),
+                         "NVIDIA A100 Tensor Core GPU data sheet (80GB SXM); A100 white paper (2020)"),
     "H100 SXM": GPU(989, 67, 3350, 80, 50, 228, 132, 1.98,
-                    "NVIDIA H100 Tensor Core GPU data sheet (SXM); H100 architecture white paper (2022)"),
+                    "NVIDIA H100 Tensor Core GPU data sheet (SXM); H100 white paper (2022)"),
     "H200 SXM": GPU(989, 67, 4800, 141, 60, 228, 132, 1.98,
                     "NVIDIA H200 Tensor Core GPU data sheet (SXM); L2 as its driver reports it"),
     "RTX 4090": GPU(165.2, 82.6, 1008, 24, 72, 100, 128, 2.52,

@@ -93,14 +93,13 @@ def provenance(fig, record: dict):
 
 
 def speeds(record: dict, colours: dict):
-    """TFLOP/s against sequence length from a record's rows, a panel for each head dimension and mask. Returns the
-    figure.
+    """TFLOP/s against sequence length from a record's rows, a panel for each mask and D up to 128. Returns the figure.
 
     `colours` is {name: colour} of the kernels to draw; rows without a time are left out.
     """
     panels = {}
     for r in sorted(record["rows"], key=lambda r: (r["D"], r["is_causal"], r["N"])):
-        if r["name"] in colours and "tflops" in r:
+        if r["name"] in colours and "tflops" in r and r["D"] <= 128:
             title = f"D = {r['D']}, {'causal' if r['is_causal'] else 'no mask'}"
             panels.setdefault(title, {}).setdefault(r["name"], {})[r["N"]] = r["tflops"]
     fig = speed_panels(panels, colours)
@@ -154,6 +153,7 @@ def label_ends(ax, ends: dict, colours: dict, least: float = None):
     """
     if ax.get_yscale() == "linear":
         ax.set_ylim(bottom=0)
+    ax.autoscale_view()                                  # or the limits may be those from before the last line
     if least is None:
         least = 1.25 * plt.rcParams["font.size"] / 72 / (ax.get_position().height * ax.figure.get_figheight())
     at = {name: ax.transAxes.inverted().transform(ax.transData.transform(end)) for name, end in ends.items()}

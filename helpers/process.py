@@ -1,7 +1,8 @@
-"""Call a function of ours in a process of its own, with another environment: JSON goes in and JSON comes out."""
+"""Processes of their own, with another environment and a time limit: a command, or a function of ours, JSON in and out."""
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -16,20 +17,43 @@ class Failed(RuntimeError):
         self.stderr = stderr
 
 
-def call(module: str, function: str, *arguments, **environment):
+LIMIT_S = 600                                            # no process of ours takes as long
+
+
+def output(*command, limit_s=LIMIT_S, input=None, **environment):
+    """Run a command with these environment variables: its status, stdout and stderr.
+
+    After limit_s seconds it is ended, with all that it started; the status is None then.
+    """
+    child = subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                             stderr=subprocess.PIPE, cwd=ROOT, env=os.environ | environment, start_new_session=True)
+    try:
+        out, err = child.communicate(input, limit_s)
+        return child.returncode, out, err
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        return None, *child.communicate()
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL)
+        raise
+
+
+def call(module: str, function: str, *arguments, limit_s=LIMIT_S, **environment):
     """What module.function(*arguments) returns in a new Python process with these environment variables.
 
     Arguments and result are what JSON can hold. Failed, a RuntimeError, with the exception if the function raises one,
-    or with the last line of stderr if the process dies.
+    or with the last line of stderr if the process dies, or does not end within limit_s seconds.
     """
-    done = subprocess.run([sys.executable, "-m", "helpers.process"], input=json.dumps([module, function, arguments]),
-                          capture_output=True, text=True, cwd=ROOT, env=os.environ | environment)
-    if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise Failed(f"the process of {function} ended with status {done.returncode}: {last}", done.stderr)
-    answer = json.loads(done.stdout.splitlines()[-1])
+    status, out, err = output(sys.executable, "-m", "helpers.process", input=json.dumps([module, function, arguments]),
+                              limit_s=limit_s, **environment)
+    if status is None:
+        raise Failed(f"the process of {function} did not end within {limit_s} s", err)
+    if status:
+        last = (err.strip() or "no message").splitlines()[-1]
+        raise Failed(f"the process of {function} ended with status {status}: {last}", err)
+    answer = json.loads(out.splitlines()[-1])
     if "error" in answer:
-        raise Failed(answer["error"], done.stderr)
+        raise Failed(answer["error"], err)
     return answer["result"]
 
 

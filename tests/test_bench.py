@@ -24,15 +24,17 @@ def small(monkeypatch):
         fn()
         return dict(TIMES)
     monkeypatch.setattr(clock, "timing", timing)
-    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], BACKWARD_LENGTHS=[32],
+    monkeypatch.setattr(clock, "call_times", lambda fn, calls, scratch: [fn() is None or 1.0])
+    sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], LENGTHS=[32], WIDE_LENGTHS=[],
                              LAST=16),
-             claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], LAST=16, TABLE_LENGTH=40, PRODUCT=256,
+             claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], SHORT=16, LAST=16, TABLE_LENGTH=40,
+                          PRODUCT=256, replayed=lambda call: call,
                           SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]),
              programs: dict(VECTORS=[1000], ELEMENTS=2**10, LENGTHS=[256], SIZES=[32])}
     for module, values in sizes.items():
         for name, value in values.items():
             monkeypatch.setattr(module, name, value)
-    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64],))
+    monkeypatch.setattr(attention._over_lengths, "__defaults__", ([64], ()))
     monkeypatch.setitem(sys.modules, "flash_attn.cute", None)
     # PyTorch's fused backends are on the GPU only; its own choice stands in for them
     monkeypatch.setattr(kernels, "sdpa_kernel", lambda backend: run.contextlib.nullcontext())
@@ -65,7 +67,7 @@ VERSIONS = ["v2", "v3", "v4"]
 EXPECTED = {"flash_attention_v1": (["v1", *SDPA], 3 * 5), "flash_attention_v2": (["v2", *SDPA], 2 * 2 * 5),
             "forward": ([*VERSIONS, "v3 fp8", "v4 fp8", *SDPA, kernels.FA4], 2 * 2 * 10),
             "backward": (["ours", "v4", *SDPA, kernels.FA4], 2 * 2 * 7),
-            "backward_ladder": (["two walks", "one walk", "v4", "SDPA cudnn"], 2 * 2 * 4),
+            "backward_ladder": (["two walks", "one walk", "v4", "SDPA cudnn", kernels.FA4], 2 * 2 * 5),
             "ladder": (["v2", "descriptors", "1 stage", "2 stages", "3 stages", "4 stages", "tiles", "tiles, pointers",
                         "tuned", "specialized", "fp8 kernel"], 4 * 11),
             "lengths_and_batches": (["standard", *VERSIONS, "SDPA flash"], 2 * 5),
@@ -83,6 +85,7 @@ def test_a_suite_at_small_sizes(small, suite):
         assert row["tflops"] == pytest.approx(work / 2 / 1e9) and row["median_ms"] == 2.0 and row["peak_bytes"] == 64
         assert 0 < row["relative_error"] < (0.2 if "fp8" in row["name"] else 5e-3)
         assert row["dtype"] == ("float8_e4m3fn" if "fp8" in row["name"] else "float16")
+        assert row.get("replay_ms") == (1.0 if suite == "lengths_and_batches" and row["N"] == 16 else None)
     json.dumps(rows)
 
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from helpers import check, device, lessons  # (before triton: helpers.device says why)
-from helpers.check import cuda_core, report
+from helpers.check import cuda_core, report, simulated
 from helpers.check.core import difference, guarded, outside, poisoned, properties, unwritten
 from helpers.check.timing import ToyGPU
-from mistakes import attention, backward, cuda as kernels, eight_bits, gradients, heads, online_softmax
+from mistakes import attention, backward, cuda as kernels, eight_bits, gradients, heads, model, online_softmax
 from test_checks import printed, report as reported
 
 import triton
@@ -29,6 +29,26 @@ def test_a_report_wraps_counts_and_says_things_once(capsys):
     assert lines[-2:] == ["  FAIL  also wrong: the same", "  1 of 3 properties hold"]
     properties("title", [("one", lambda fn: "no"), ("two", lambda fn: "no")], None)
     assert capsys.readouterr().out == "title\n  FAIL  every property: no\n  0 of 2 properties hold\n"
+
+
+def test_a_good_block_size_is_not_blamed_for_a_usual_one_that_is_wrong(capsys):
+    good = attention.versions(False, False)["right"][0]
+    check.attention(lambda q, k, v, BLOCK_M=32, BLOCK_N=32: good(q, k, v) + (BLOCK_N == 32), numpy=True)
+    said = capsys.readouterr().out
+    assert "FAIL  the result is attention" in said and "ok    any block size gives the same answer" in said
+
+
+def test_of_what_a_compiler_shows_one_line_is_told():
+    shown = ("ring did not compile for sm_90: at 7:4:\ndef give(ds):\n    ds_tile.store(ds)\n    dq_tile.store(dq)\n    ^\n"
+             "expected 'value' to be\na tensor")
+    assert simulated.told(shown) == "ring did not compile for sm_90: `dq_tile.store(dq)`: expected 'value' to be a tensor"
+    assert simulated.told("ring did not compile for sm_90: out of\nmemory") == "ring did not compile for sm_90: out of memory"
+
+
+def test_what_pytorch_logs_of_a_wrong_operator_is_not_shown(capfd):
+    check.operator(model.WIDE)
+    out, err = capfd.readouterr()
+    assert "FAIL  the gradient" in out and not err
 
 
 def test_checks_say_what_they_take():

@@ -18,7 +18,7 @@ def python(code, **env):
 
 def test_one_line_for_nbval():
     assert device.describe().startswith("[gpu] ") and "\n" not in device.describe()
-    assert ("interpreter" in device.describe()) == device.INTERPRETED == (device.DEVICE == "cpu")
+    assert ("interpret" in device.describe()) == device.INTERPRETED == (device.DEVICE == "cpu")
 
 
 def test_triton_imported_too_early():
@@ -47,9 +47,9 @@ for wish, gpu, capability in {cases}:
 """
 NONE, T4 = "[gpu] none in use: ", "[gpu] Tesla T4, compute capability "
 CHOICES = {                                              # (TRITON_INTERPRET, is there a GPU, its capability): what is told
-    ("0", False, (0, 0)): f"False; cuda; {NONE}Triton compiles, CUDA C++ in an emulator",
-    ("True", False, (0, 0)): f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator",
-    ("", False, (0, 0)): f"True; cpu; {NONE}Triton runs in its interpreter, CUDA C++ in an emulator",
+    ("0", False, (0, 0)): f"False; cuda; {NONE}Triton compiles, CUDA C++ emulated",
+    ("True", False, (0, 0)): f"True; cpu; {NONE}Triton is interpreted, CUDA C++ emulated",
+    ("", False, (0, 0)): f"True; cpu; {NONE}Triton is interpreted, CUDA C++ emulated",
     ("", True, (8, 0)): f"False; cuda; {T4}8.0",
     ("off", True, (7, 5)): f"False; cuda; {T4}7.5",
     ("yes", True, (9, 0)): f"True; cpu; {T4}9.0, not in use: Triton runs in its interpreter, as TRITON_INTERPRET asks",

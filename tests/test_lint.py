@@ -181,7 +181,7 @@ def test_was_run_from_top_to_bottom(name):
 @every_lesson
 def test_code_cells_are_short(name):
     for cell in code_cells(name):
-        assert len(cell.source.splitlines()) <= 43, cell.source
+        assert len(cell.source.splitlines()) <= 40, cell.source
         assert max(map(len, cell.source.splitlines())) <= 120, cell.source
         assert not cell.source.rstrip().endswith(";"), cell.source
 

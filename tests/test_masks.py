@@ -66,12 +66,12 @@ def case(name, N_q, N_k):
     """The map of a mask for 2 batches of 2 heads, and which pairs are seen."""
     (i, j), shift, sizes = places(N_q, N_k), N_k - N_q, {}
     b, h = torch.arange(2)[:, None, None, None].to(i), torch.arange(2)[:, None, None].to(i)
-    document, tensor = torch.arange(max(N_q, N_k)).to(i).to(torch.int32) // 37, holes(N_q, N_k)
+    begin, tensor = torch.arange(N_q).to(i).to(torch.int32) // 37 * 37, holes(N_q, N_k)
     mask, extra, seen = {
         "causal": (lesson.causal, (shift,), j <= i + shift),
         "window": (lesson.window, (shift, 20), (j <= i + shift) & (j > i + shift - 20)),
         "prefix": (prefix, (shift, 30), (j <= i + shift) | (j < 30)),
-        "documents": (lesson.documents, (document,), (j <= i) & (document[i.clamp(max=N_q)] == document[j])),
+        "documents": (lesson.documents, (begin,), (j <= i) & (j >= begin[:, None])),
         "first keys": (first_keys, (30,), (j < 30) & (i >= 0)),
         "band": (band, (12,), (i - j < 9 * b + 7 * h + 1) & (j - i < 12)),
         "tensor": (from_tensor, (tensor, *tensor.stride()), tensor),
@@ -109,45 +109,43 @@ def check(tensors, seen, change=None, learned=(), sink=None, **options):
 @pytest.mark.parametrize("name,N_q,N_k,dtype,BLOCK", [
     ("causal", 30, 50, F32, 64), ("causal", 70, 40, F16, 64), ("window", 40, 70, F16, 32), ("window", 50, 30, F32, 64),
     ("prefix", 70, 70, F16, 64), ("documents", 70, 70, BF16, 64), ("first keys", 30, 40, F32, 32),
-    ("band", 40, 40, F16, 32), ("tensor", 30, 40, F32, 64), ("tensor", 30, 40, F16, 16), ("nothing", 20, 20, F32, 16)])
+    ("band", 40, 40, F16, 32), ("tensor", 30, 40, F16, 16), ("nothing", 20, 20, F32, 16)])
 def test_masks(name, N_q, N_k, dtype, BLOCK):
     """With groups and several tiles, some of the map's larger than the kernel's."""
     arguments, sizes, seen = case(name, N_q, N_k)
     check(inputs(2 if sizes else 1, 2, 1, N_q, N_k, 16, dtype, more=1), seen, mask=block_map(*arguments, **sizes, BLOCK=BLOCK))
 
 
-@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
-def test_soft_cap_with_a_sink(dtype):
+def test_soft_cap_with_a_sink():
     i, j = places(40, 40)
     sink = torch.linspace(-1, 2, 2, device=device.DEVICE).requires_grad_()
     score = lesson.score_change(lesson.soft_cap, lesson.soft_cap_derivative, (1.5,))
-    check(inputs(1, 2, 1, 40, 40, 16, dtype, more=1), j <= i, lambda s: 1.5 * torch.tanh(s / 1.5), sink=sink,
+    check(inputs(1, 2, 1, 40, 40, 16, F16, more=1), j <= i, lambda s: 1.5 * torch.tanh(s / 1.5), sink=sink,
           mask=block_map(lesson.causal, 40, 40, (0,)), score=score)
 
 
-@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
-def test_a_learned_bias(dtype):
+def test_a_learned_bias():
     (i, j), bias = places(20, 40), torch.linspace(-1, 1, 120, device=device.DEVICE).requires_grad_()
     score = lesson.score_change(relative, learn_relative, (bias, 20, 40))
-    check(inputs(1, 2, 1, 20, 40, 16, dtype, more=1), j + i >= 0, lambda s: s + bias.view(2, 60)[:, i - j + 40],
+    check(inputs(1, 2, 1, 20, 40, 16, F16, more=1), j + i >= 0, lambda s: s + bias.view(2, 60)[:, i - j + 40],
           learned=[bias], score=score)
 
 
 @quietly
 @pytest.mark.parametrize("x", [-40.0, -3.0, -1e-3, 0.0, 1e-4, 0.5, 8.0, 60.0])
-def test_tanh(x):
+def test_soft_cap(x):
     out = torch.full((16,), x, device=device.DEVICE)
-    tanh_kernel[1,](out)
-    assert out[0].item() == pytest.approx(np.tanh(x), abs=3e-7)
+    soft_cap_kernel[1,](out, (1.0,))
+    assert out[0].item() == pytest.approx(np.tanh(x), abs=1e-6)
 
 
 @triton.jit
-def tanh_kernel(x_ptr):
+def soft_cap_kernel(x_ptr, extra):
     n = tl.arange(0, 16)
-    tl.store(x_ptr + n, lesson_tanh(tl.load(x_ptr + n)))
+    tl.store(x_ptr + n, lesson_soft_cap(tl.load(x_ptr + n), 0, 0, n, n, extra))
 
 
-lesson_tanh = lesson.tanh
+lesson_soft_cap = lesson.soft_cap
 
 
 @pytest.mark.parametrize("scale", [-0.4, 0.0, 0.7])
@@ -206,10 +204,10 @@ def exact_kinds(seen, BLOCK):
 
 @pytest.mark.parametrize("name", ["causal", "window", "prefix", "documents", "first keys", "band", "tensor", "nothing"])
 def test_kinds(name):
-    arguments, sizes, seen = case(name, 60, 75)
-    made = block_map(*arguments, **sizes, BLOCK=16)
-    seen = seen.expand(*made.kinds.shape[:2], 60, 75).cpu()
-    assert made.kinds.tolist() == [[exact_kinds(head, 16) for head in batch] for batch in seen]
+    arguments, sizes, seen = case(name, 40, 50)
+    made = block_map(*arguments, **sizes, BLOCK=16 if name in ("causal", "prefix") else 32)
+    seen = seen.expand(*made.kinds.shape[:2], 40, 50).cpu()
+    assert made.kinds.tolist() == [[exact_kinds(head, made.BLOCK) for head in batch] for batch in seen]
 
 
 def test_lists():
@@ -226,13 +224,13 @@ def test_lists():
 @pytest.mark.skipif(not device.INTERPRETED, reason="counts in the interpreter")
 def test_no_tile_is_visited_that_is_not_on_the_map():
     from helpers import traffic
-    q, k, v, do = (x.requires_grad_() for x in inputs(1, 1, 1, 128, 128, 16, more=1))
-    mask = block_map(lesson.window, 128, 128, (0, 20), BLOCK=32)
+    q, k, v, do = (x.requires_grad_() for x in inputs(1, 1, 1, 96, 96, 16, more=1))
+    mask = block_map(lesson.window, 96, 96, (0, 20), BLOCK=32)
     with traffic.count() as moved:
         o = masked_attention(q, k, v, mask=mask)
         torch.autograd.grad(o, (q, k, v), do.detach())
-    size = 7 * 32 * 16                                   # 4 tiles on the diagonal, 3 below it
-    assert (mask.kinds > 0).sum() == 7
+    size = 5 * 32 * 16                                   # 3 tiles on the diagonal, 2 below it
+    assert (mask.kinds > 0).sum() == 5
     for kernel, name in (("forward", "k"), ("forward", "v"), ("dq", "k"), ("dq", "v"), ("dkdv", "q"), ("dkdv", "do")):
         assert moved.rows[f"masked_{kernel}_kernel", name, "load"].elements == size, (kernel, name)
 
@@ -246,9 +244,9 @@ def packed(rows, keys, heads=2, kv_heads=1, D=16, dtype=F32):
     return tensors, *(torch.tensor([0, *np.cumsum(n)], dtype=torch.int32, device=device.DEVICE) for n in (rows, keys))
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("rows,keys,dtype", [
-    ((40, 0, 12, 5), (25, 9, 30, 0), F32), ((3, 1, 0, 0, 70), (9, 0, 0, 5, 70), F16)])
+@pytest.mark.parametrize("rows,keys,dtype,is_causal", [
+    ((40, 0, 12, 5), (25, 9, 30, 0), F32, True), ((40, 0, 12, 5), (25, 9, 30, 0), F16, False),
+    ((3, 1, 0, 0, 70), (9, 0, 0, 5, 70), F16, True)])
 def test_packed_is_a_loop_over_sequences(rows, keys, dtype, is_causal):
     (*tensors, do), offsets_q, offsets_k = packed(rows, keys, dtype=dtype)
     leaves = [x.requires_grad_() for x in tensors]

@@ -51,6 +51,15 @@ def test_names_do_not_touch(names_of, scales):
     assert colours == {name: plotting.as_ink(colour) for name, colour in zip(ends, PALETTE)}
 
 
+def test_a_name_stands_at_its_end_on_log_axes():
+    fig, ax = plt.subplots()
+    ax.set(xscale="log", yscale="log")
+    plotting.lines(ax, {"a": ([1, 10], [1e3, 1e3]), "b": ([1, 10], [1e3, 1e5])}, dict(a="red", b="blue"))
+    at = {text.get_text(): text.xyann[1] for text in ax.texts}
+    assert at["a"] == pytest.approx(0.045, abs=0.01) and at["b"] == pytest.approx(0.955, abs=0.01)
+    plt.close(fig)
+
+
 def test_panels_stand_two_in_a_row():
     speed = {name: {512: 100.0, 16384: 100.0 * i} for i, name in enumerate("abc", 1)}
     for number, size in ((4, (7, 5.4)), (2, (7, 2.7)), (3, (7, 5.4))):

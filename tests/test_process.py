@@ -20,6 +20,17 @@ def test_a_process_that_dies_leaves_its_status():
         process.call("os", "abort")
 
 
+def test_a_function_that_takes_too_long():
+    with pytest.raises(process.Failed, match="the process of sleep did not end within 0.5 s"):
+        process.call("time", "sleep", 60, limit_s=0.5)
+
+
+def test_a_command_that_takes_too_long_is_ended_with_all_that_it_started():
+    status, out, _ = process.output("sh", "-c", "echo begun; sleep 60 & sleep 60", limit_s=0.5)
+    assert status is None and out == "begun\n"
+    assert process.output("sh", "-c", "cat; echo $COLOUR >&2; exit 3", input="x", COLOUR="blue") == (3, "x", "blue\n")
+
+
 def test_the_compiler_says_itself_what_is_wrong():
     """In the function that it was in, and without what a process prints when it ends. Here None stands for a pointer."""
     arguments = {f"{x}_desc": "tensordesc<fp16[1, 1, 64, 128]>" for x in "qkv"} | dict(

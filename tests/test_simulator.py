@@ -246,15 +246,9 @@ def numbers_are_right(lesson):
     return o.tolist() == [i * i for i in range(9)]
 
 
-def copy_is_right(lesson):
-    x, y = torch.randn(16, 32), torch.zeros(16, 32)
-    lesson.copy_kernel[1,](rings.describe(x, 16, 32), y)
-    return torch.equal(x, y)
-
-
 # the kernels of the lesson, from small to large, each in several schedules; a block of few tiles, and one of many
 RUNS = [(seed, run) for run in (
-    copy_is_right, numbers_are_right, lambda lesson: attention_is_right(lesson, 128, False, 200, 200),
+    numbers_are_right, lambda lesson: attention_is_right(lesson, 128, False, 200, 200),
     lambda lesson: attention_is_right(lesson, 64, True, 700, 700),
     lambda lesson: attention_is_right(lesson, 128, False, 700, 700),
     lambda lesson: attention_is_right(lesson, 128, True, 300, 300, fp8=True)) for seed in (None, 1)]
@@ -295,10 +289,10 @@ def test_a_mutant_of_the_lesson_is_named_and_never_just_wrong(what, source):
 def test_launches_are_simulated_by_where_their_tensors_are():
     x, y = torch.randn(16, 32), torch.full((16, 32), float("nan"))
     with simulator.schedule() as events:
-        warp_specialization.copy_kernel[1,](rings.describe(x, 16, 32), y)
-    assert torch.equal(x, y)
+        rings.module(rings.RING).ring[1,](rings.describe(x, 16, 32), y, 1)
+    assert torch.equal(x + 1, y)
     (copy,), = events
-    assert (copy.unit, copy.label, copy.partition) == ("copies", "tile", "copy_kernel") and copy.end > copy.begin
+    assert (copy.unit, copy.label, copy.partition) == ("copies", "tiles[0]", "produce") and copy.end > copy.begin
 
 
 def test_schedules_say_the_first_fault_and_nothing_for_none():

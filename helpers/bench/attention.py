@@ -15,7 +15,7 @@ TOKENS, HIDDEN = 16384, 2048                             # in all: shorter seque
 LENGTHS = [512, 1024, 2048, 4096, 8192, 16384]
 ONE_HEAD = [*LENGTHS, 32768]
 FLEX_LENGTHS = [4096, 16384]                             # torch.compile takes some ten seconds for each
-BACKWARD_LENGTHS = [512, 2048, 4096, 8192, 16384]
+WIDE_LENGTHS = [4096, 16384]                             # for D = 256
 BACKWARD_BOUND = 5e-3                                    # of the relative error of dq, dk and dv in float16
 LAST = 256                                       # queries that are compared where a float64 matrix of all would not fit
 
@@ -50,10 +50,10 @@ def _forward(name, fn, inputs, want, bound, last, work, times, more):
     return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken, **added)
 
 
-def _over_lengths(fns, lengths=LENGTHS):
+def _over_lengths(fns, lengths=LENGTHS, wide=()):
     """Jobs of fns(D, N, is_causal) for TOKENS tokens in all and hidden size HIDDEN, without and with a causal mask."""
-    for D in (64, 128):
-        for N in lengths:
+    for D, each in ((64, lengths), (128, lengths), (256, wide)):
+        for N in each:
             for is_causal in (False, True):
                 yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal)
 
@@ -74,12 +74,13 @@ def flash_attention_v2():
         "v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
 
 
-@suite(seconds=140)
+@suite(seconds=160)
 def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
-        kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})})
+        kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
+        wide=WIDE_LENGTHS)
 
 
 def versions(**options):
@@ -124,32 +125,33 @@ def _busy(work, fn):
                 watts=float(seen[1]))
 
 
-@suite(seconds=50)
+@suite(seconds=80)
 def backward():
     """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
                **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
         return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
-    yield from _gradients(jobs, BACKWARD_LENGTHS)
+    yield from _gradients(jobs, LENGTHS, WIDE_LENGTHS)
 
 
 @suite(seconds=20)
 def backward_ladder():
-    """The backward kernels by themselves, from two walks to v4's, beside cuDNN: one sequence, 16384 tokens, hidden 2048."""
+    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048."""
     def jobs(N, D, is_causal, inputs, do):
         saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
         steps = {name: lambda fn=fn: functools.partial(fn, *(x.detach() for x in inputs), *saved(), do)
                  for name, fn in kernels.backward_steps(is_causal).items()}
         name = "SDPA cudnn"
-        return steps | {name: functools.partial(_by_autograd, kernels.sdpa(kernels.BACKENDS[name], is_causal), inputs, do)}
+        peers = {name: kernels.sdpa(kernels.BACKENDS[name], is_causal), kernels.FA4: kernels.fa4(is_causal)}
+        return steps | {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in peers.items()}
     yield from _gradients(jobs, [TOKENS])
 
 
-def _gradients(jobs, lengths):
+def _gradients(jobs, lengths, wide=()):
     """Rows for each {name: make} that jobs(N, D, is_causal, inputs, do) returns, where make()() is dq, dk, dv."""
-    for D in (64, 128):
-        for N in lengths:
+    for D, each in ((64, lengths), (128, lengths), (256, wide)):
+        for N in each:
             B, heads = TOKENS // N, HIDDEN // D
             *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
             inputs = [x.detach().requires_grad_() for x in inputs]

@@ -14,6 +14,9 @@ import triton.language as tl
 LENGTHS, HEAD_DIMS = (4096, 16384), (64, 128)
 WIDE, CAP = 1024, 30.0                                   # of a window, a prefix, a document on average; of a score
 MASKS = "causal", "window", "documents", "prefix", "ALiBi", "soft cap", "packed"
+LEVEL = "one length"                                     # packed documents of WIDE tokens each, and the same in a batch
+FLASH = "FlexAttention FLASH"                            # its other backend, which needs FlashAttention-4
+FLASHED = "causal", "documents", "soft cap"              # it takes half a minute to compile
 
 
 @triton.jit
@@ -35,45 +38,54 @@ def cuts(N: int) -> torch.Tensor:
 @suite(seconds=330)
 def masks():
     """A window of 1024, documents of 1024 tokens on average, a prefix of 1024, ALiBi, a soft cap of 30, and packed
-    documents, all causal, in float16: 16384 tokens in all, hidden size 2048. TFLOP/s of the scores that are seen."""
+    documents, of other lengths and of one, all causal, in float16: 16384 tokens in all, hidden size 2048. TFLOP/s of
+    the scores that are seen."""
     for D in HEAD_DIMS:
         for N in LENGTHS:
-            for name in MASKS:
+            for name in (*MASKS, LEVEL)[:len(MASKS) + (N == TOKENS)]:
                 yield from _jobs(name, N, D)
 
 
 def _jobs(name, N, D):
-    """Forward and backward of ours and of FlexAttention, for one mask and shape."""
+    """Forward and backward of ours and of its peers, for one mask and shape."""
     shape = B, heads, _, _ = TOKENS // N, HIDDEN // D, N, D
     made = functools.cache(functools.partial(_made, name, *shape))
-    for who in ("ours", "FlexAttention")[:1 if name == "packed" else 2]:
+    names = ["ours", "FlexAttention"] + [FLASH] * ((N, D) == (TOKENS, 128) and name in FLASHED)
+    if name in ("packed", LEVEL):
+        names = ["ours"] + ["in a batch"] * (name == LEVEL) + [kernels.FA4]
+    for who in names:
         for way in ("forward", "backward"):
-            facts = dict(name=who, mask=name, way=way, dtype="float16", batch=B, heads=heads, N=N, D=D)
-            yield facts, functools.partial(kernels.tolerant, who, functools.partial(_measured, who, way, made))
+            facts = dict(name=who, **kernels.version(who), mask=name, way=way, dtype="float16", batch=B, heads=heads, N=N,
+                         D=D)
+            yield facts, functools.partial(kernels.tolerant, who.removesuffix(" FLASH"),
+                                           functools.partial(_measured, who, way, made))
 
 
 def _made(name, B, heads, N, D):
     """What all rows of one mask and shape share: inputs, the exact result of the last head, and the work."""
     i, j = torch.arange(N, device=DEVICE)[:, None], torch.arange(N, device=DEVICE)
-    offsets, slopes = cuts(N), 2.0**(-8 * torch.arange(1, heads + 1, device=DEVICE) / heads)
-    document = torch.searchsorted(offsets, j.to(torch.int32), right=True)
+    offsets = cuts(N) if name != LEVEL else torch.arange(0, N + 1, WIDE, dtype=torch.int32, device=DEVICE)
+    slopes = 2.0**(-8 * torch.arange(1, heads + 1, device=DEVICE) / heads)
+    begin = offsets[torch.searchsorted(offsets, j.to(torch.int32), right=True) - 1]
     seen = {"window": (j <= i) & (j > i - WIDE), "prefix": (j <= i) | (j < WIDE)}.get(name, j <= i)
-    if name in ("documents", "packed"):
-        seen = seen & (document == document[:, None])
+    if name in ("documents", "packed", LEVEL):
+        seen = seen & (j >= begin[:, None])
     change = {"ALiBi": lambda s: s - slopes[-1] * (i - j), "soft cap": lambda s: CAP * torch.tanh(s / CAP)}.get(name)
     *inputs, do = torch.randn(4, B, N, heads, D, device=DEVICE).to(torch.float16).transpose(2, 3)
-    if name != "packed":                                 # whose rows lie one behind the other, each with all heads
+    if name not in ("packed", LEVEL):                    # whose rows lie one behind the other, each with all heads
         inputs, do = [x.contiguous() for x in inputs], do.contiguous()
     inputs = [x.detach().requires_grad_() for x in inputs]
     head = [x[-1, -1:].detach().double().requires_grad_() for x in inputs]
     o, _ = reference.masked_attention(*head, seen, change)
     exact = [o.detach()[0], *(x[0] for x in torch.autograd.grad(o, head, do[-1, -1:].double()))]
-    return inputs, do.detach(), exact, 4 * B * heads * D * int(seen.sum()), (name, offsets, slopes, document)
+    return inputs, do.detach(), exact, 4 * B * heads * D * int(seen.sum()), (name, offsets, slopes, begin)
 
 
 def _measured(who, way, made):
     inputs, do, exact, work, what = made()
-    attend = (_ours if who == "ours" else _flex)(*inputs[0].shape[1:3], *what)
+    make = {"ours": _ours, "in a batch": _in_a_batch, "FlexAttention": _flex, kernels.FA4: _fa4,
+            FLASH: functools.partial(_flex, backend="FLASH")}
+    attend = make[who](*inputs[0].shape[1:3], *what)
     where = f"{what[0]}, N = {do.shape[2]}"
     if way == "forward":
         with torch.no_grad():
@@ -88,17 +100,12 @@ def _measured(who, way, made):
     return dict(relative_error=error, **clock.rate(2.5 * work, gradients))       # five products, where forward has two
 
 
-def _ours(heads, N, name, offsets, slopes, document):
+def _ours(heads, N, name, offsets, slopes, begin):
     """fn(q, k, v), with a map and a score that are made now."""
     lesson = lessons.masks_and_scores
-    if name == "packed":
-        def attend(q, k, v):                             # batches lie one behind the other
-            starts = _starts(offsets, len(q))
-            rows = (x.transpose(1, 2).reshape(-1, heads, x.shape[3]) for x in (q, k, v))
-            o = lesson.packed_attention(*rows, starts, starts, is_causal=True)
-            return o.view(len(q), N, heads, -1).transpose(1, 2)
-        return attend
-    mask, extra = {"window": (lesson.window, (0, WIDE)), "documents": (lesson.documents, (document.to(torch.int32),)),
+    if name in ("packed", LEVEL):
+        return _packed(lambda q, k, v, starts: lesson.packed_attention(q, k, v, starts, starts, is_causal=True), offsets)
+    mask, extra = {"window": (lesson.window, (0, WIDE)), "documents": (lesson.documents, (begin,)),
                    "prefix": (prefix, (WIDE,))}.get(name, (lesson.causal, (0,)))
     score = {"ALiBi": (alibi, lesson.straight, (slopes,)),
              "soft cap": (lesson.soft_cap, lesson.soft_cap_derivative, (CAP,))}.get(name)
@@ -107,18 +114,49 @@ def _ours(heads, N, name, offsets, slopes, document):
                              score=score and lesson.score_change(*score))
 
 
-@functools.lru_cache(maxsize=1)
-def _starts(offsets, batch):
-    return torch.cat([offsets[:-1] + n * offsets[-1] for n in range(batch)] + [offsets[-1:] * batch])
+def _packed(attend, offsets):
+    """fn(q, k, v) for batches [B, heads, N, D] that lie one behind the other, by attend(q, k, v, starts) of rows."""
+    @functools.cache                                     # or each call would have starts that no map was made of
+    def starts(batch):
+        return torch.cat([offsets[:-1] + n * offsets[-1] for n in range(batch)] + [offsets[-1:] * batch])
+
+    def fn(q, k, v):
+        B, heads, N, D = q.shape
+        o = attend(*(x.transpose(1, 2).reshape(-1, heads, D) for x in (q, k, v)), starts(B))
+        return o.view(B, N, heads, D).transpose(1, 2)
+    return fn
 
 
-def _flex(heads, N, name, offsets, slopes, document):
+def _in_a_batch(heads, N, name, *_):
+    """fn(q, k, v) of documents of one length, in a batch: the same kernel, which does not know of packing."""
+    attend = _ours(heads, WIDE, "causal", *_)
+
+    def fn(q, k, v):
+        o = attend(*(x.transpose(1, 2).reshape(-1, WIDE, *x.shape[1::2]).transpose(1, 2) for x in (q, k, v)))
+        return o.transpose(1, 2).reshape(-1, N, *q.shape[1::2]).transpose(1, 2)
+    return fn
+
+
+def _fa4(heads, N, name, offsets, *_):
+    """fn(q, k, v) of packed documents by FlashAttention-4. ImportError where it is not installed."""
+    from flash_attn.cute import flash_attn_varlen_func
+    longest = offsets.diff().max().item()
+
+    def attend(q, k, v, starts):
+        o = flash_attn_varlen_func(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=longest,
+                                   max_seqlen_k=longest, causal=True)
+        return o[0] if isinstance(o, tuple) else o
+    return _packed(attend, offsets)
+
+
+def _flex(heads, N, name, offsets, slopes, begin, backend="TRITON"):
     """fn(q, k, v) by FlexAttention, compiled at its first call."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
     torch.compiler.reset()                               # or the eighth shape would be one recompilation too many
     masks = {"window": lambda b, h, i, j: (j <= i) & (j > i - WIDE), "prefix": lambda b, h, i, j: (j <= i) | (j < WIDE),
-             "documents": lambda b, h, i, j: (j <= i) & (document[i] == document[j])}
+             "documents": lambda b, h, i, j: (j <= i) & (j >= begin[i])}
     score = {"ALiBi": lambda s, b, h, i, j: s - slopes[h] * (i - j),
              "soft cap": lambda s, b, h, i, j: CAP * torch.tanh(s / CAP)}.get(name)
     mask = create_block_mask(masks.get(name, lambda b, h, i, j: j <= i), None, None, N, N, device=DEVICE)
-    return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask, score_mod=score)
+    return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask, score_mod=score,
+                             kernel_options=dict(BACKEND=backend))

@@ -7,10 +7,9 @@ programs). Needs `ncu` and the permission to read counters.
 import csv
 import re
 import shutil
-import subprocess
 import sys
 
-from helpers import ROOT, cuda, device, lessons, reference, traffic
+from helpers import cuda, device, lessons, process, reference, traffic
 from helpers.bench import clock
 from helpers.records import save
 
@@ -35,7 +34,27 @@ CUDA_PROFILE = {
     "issue_slots_percent": "sm__inst_issued.avg.pct_of_peak_sustained_elapsed",
     "l1_hit_percent": "l1tex__t_sector_hit_rate.pct",
     "l1_data_path_percent": "l1tex__data_pipe_lsu_wavefronts.avg.pct_of_peak_sustained_elapsed"}
-UNITS = {"byte": 1, "sector": 32, "%": 1}
+WHOLE = {"byte": 1, "sector": 32, "ns": 1, "register/thread": 1, "": 1}                 # units of whole numbers, in ours
+UNITS = [*WHOLE, "%", "inst"]
+
+
+def find(tool: str) -> str:
+    """Where a tool of NVIDIA's lies, on the PATH or with CUDA. RuntimeError if it is in neither place."""
+    found = shutil.which(tool) or shutil.which(tool, path="/usr/local/cuda/bin")
+    if not found:
+        raise RuntimeError(f"there is no {tool}, neither on the PATH nor with CUDA")
+    return found
+
+
+def listing(ncu: str, metrics: dict, program: list, *options: str, limit_s=process.LIMIT_S) -> str:
+    """What Nsight Compute and the program print when it runs program. RuntimeError with ncu's words if it fails."""
+    status, out, err = process.output(ncu, "--csv", "--print-units", "base", "--clock-control", "none", *options,
+                                      "--metrics", ",".join(metrics.values()), *program, limit_s=limit_s)
+    if "ERR_NVGPUCTRPERM" in out + err:
+        raise RuntimeError("the driver lets only administrators read the GPU's counters here (ERR_NVGPUCTRPERM)")
+    if status != 0:
+        raise RuntimeError(f"ncu ended with status {status}: {(out + err).strip()[-500:]}")
+    return out
 
 
 def counters(ncu: str, metrics: dict, program: list, *options: str) -> list:
@@ -43,17 +62,7 @@ def counters(ncu: str, metrics: dict, program: list, *options: str) -> list:
 
     RuntimeError with ncu's words if it fails.
     """
-    done = _run(ncu, "--csv", "--print-units", "base", "--clock-control", "none", *options,
-                "--metrics", ",".join(metrics.values()), *map(str, program))
-    if "ERR_NVGPUCTRPERM" in done.stdout + done.stderr:
-        raise RuntimeError("the driver lets only administrators read the GPU's counters here (ERR_NVGPUCTRPERM)")
-    if done.returncode:
-        raise RuntimeError(f"ncu ended with status {done.returncode}: {(done.stdout + done.stderr).strip()[-500:]}")
-    return parse(done.stdout, metrics)
-
-
-def _run(*command):
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    return parse(listing(ncu, metrics, program, *options), metrics)
 
 
 def parse(printed: str, metrics: dict) -> list:
@@ -73,7 +82,7 @@ def parse(printed: str, metrics: dict) -> list:
             continue                                     # "n/a"
         if unit not in UNITS:
             raise ValueError(f"{name} came in {unit!r}: expected {', '.join(UNITS)}")
-        launch[names[name]] = float(value) if unit == "%" else round(float(value) * UNITS[unit])
+        launch[names[name]] = round(float(value) * WHOLE[unit]) if unit in WHOLE else float(value)
     return [found[launch] for launch in sorted(found)]
 
 
@@ -88,7 +97,7 @@ def launches():
 
 def known_to(ncu: str, metrics: dict) -> dict:
     """Those of the metrics that this GPU has."""
-    listed = _run(ncu, "--query-metrics").stdout
+    _, listed, _ = process.output(ncu, "--query-metrics")
     return {ours: theirs for ours, theirs in metrics.items() if re.search(rf"^{theirs.split('.')[0]}\b", listed, re.M)}
 
 
@@ -128,12 +137,12 @@ def measure_cuda_profile(ncu: str) -> dict:
 
 def main():
     """Measure and write both records."""
-    ncu = shutil.which("ncu") or shutil.which("ncu", path="/usr/local/cuda/bin")
-    if device.INTERPRETED or not ncu:
-        sys.exit("nothing to measure: this needs an NVIDIA GPU and Nsight Compute's `ncu`, on the PATH or with CUDA")
+    if device.INTERPRETED:
+        sys.exit("nothing to measure: this needs an NVIDIA GPU and Nsight Compute's `ncu`")
     try:
+        ncu = find("ncu")
         where = clock.provenance("python -m helpers.bench.ncu")              # it refuses where nobody knows the commit
-        where["ncu"] = re.search(r"Version (\S+)", _run(ncu, "--version").stdout)[1]
+        where["ncu"] = re.search(r"Version (\S+)", process.output(ncu, "--version")[1])[1]
         for name, measure in dict(traffic=measure_traffic, cuda_profile=measure_cuda_profile).items():
             save(name, where | measure(ncu))
     except (RuntimeError, ValueError) as error:

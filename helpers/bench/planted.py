@@ -17,9 +17,9 @@ PROCESSES = 6                                            # side by side
 
 _PLACE = "{0}.tiles.index(i % {0}.tiles.shape[0])"       # a ring's tile, which nobody has waited for
 _FIRST = """    s = warpgroup_mma_wait(0, deps=[s])
-    hand_on(k, begin)
+    hand_on(rings.k, i)
 """
-_FIRST_EARLY = """    hand_on(k, begin)
+_FIRST_EARLY = """    hand_on(rings.k, i)
     s = warpgroup_mma_wait(0, deps=[s])
 """
 _WAIT = """        s = warpgroup_mma_wait(1, deps=[s])                                # all but the last product
@@ -59,7 +59,7 @@ PLANTED = {
     "v counts one reader of two": ("attention", [(
         "ring_for(v_desc, STAGES, PARTS)", "ring_for(v_desc, STAGES, 1)")]),
     "tiles skipped without waiting": ("causal", [(_SKIPPED, "            hand_on(rings.k, i)\n")]),
-    "no fence behind p's store": ("fp8", [("        fence_async_shared()\n", "")]),
+    "no fence behind p's store": ("fp8", [("(p.to(dtype))\n        fence_async_shared()\n", "(p.to(dtype))\n")]),
 }
 
 

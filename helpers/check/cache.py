@@ -30,6 +30,7 @@ def merge_splits(fn):
         ("each row has parts of its own", on(right, (3, 4), (5, 8))),
         ("a number of parts that is no power of two", on(right, (1, 3), (1, 33))),
         ("lse near 1e4 and near -1e4", on(right, (1, 4, 1e4), (1, 4, -1e4))),
+        ("lse far apart give no inf and no NaN", on(right, (1, 4, 0, 0, 500), (1, 4, 0, 0, -500))),
         ("a part without keys weighs nothing", on(right, (1, 4, 0, 1), (1, 4, -1e4, 3))),
         ("a row without any key", on(right, (1, 4, 0, 4))),
         ("every output element is written", on(everywhere(unwritten), *shapes)),
@@ -38,10 +39,12 @@ def merge_splits(fn):
          on(lambda fn, *inputs: own_work(functools.wraps(fn)(lambda *x: fn(*x)[0]), *inputs), (3, 4)))], fn)
 
 
-def _parts(rows, splits, level=0, empty=0, D=16):
-    """parts [rows, splits, D] and lses [rows, splits] around `level`; the last `empty` parts have no keys."""
+def _parts(rows, splits, level=0, empty=0, apart=0, D=16):
+    """parts [rows, splits, D] and lses [rows, splits] around `level`, each larger by `apart` than the one before; the last
+    `empty` parts have no keys."""
     rng = np.random.default_rng(rows + splits)
     parts, lses = rng.standard_normal((rows, splits, D)), level + 2 * rng.standard_normal((rows, splits))
+    lses += apart * np.arange(splits)
     parts[:, splits - empty:], lses[:, splits - empty:] = 0, -inf
     return tensor(parts), tensor(lses)
 

@@ -1,4 +1,4 @@
-"""The checks of lesson "Claims": from which length on a kernel is faster for good, and an average of speed-ups."""
+"""The checks of lesson "Claims": from which length on a kernel is faster for good, an average of speed-ups, a choice."""
 import math
 import random
 
@@ -69,3 +69,43 @@ AVERAGE_SPEEDUP = [("the same ratio everywhere is the average", _one_ratio),
 def average_speedup(fn):
     """fn(theirs, ours), times in ms at the same lengths, returns how many times as fast ours is on average."""
     properties("average_speedup", AVERAGE_SPEEDUP, fn)
+
+
+ROWS = {name: dict(name=name, median_ms=ms, q1_ms=q1, q3_ms=q3, peak_bytes=peak, relative_error=error)
+        for name, ms, q1, q3, peak, error in [("a", 3.0, 2.9, 3.1, 50, 1e-4), ("b", 1.0, 0.9, 1.2, 50, 1e-4),
+                                              ("c", 1.3, 1.1, 1.6, 50, 1e-4), ("d", 1.7, 1.5, 1.9, 50, 1e-4),
+                                              ("large", 0.5, 0.4, 0.6, 101, 1e-4), ("wrong", 0.5, 0.4, 0.6, 50, 2e-3),
+                                              ("odd", 0.5, 0.4, 0.6, 50, math.nan), ("just", 1.3, 1.2, 1.4, 100, 1e-3)]}
+ROWS["failed"] = dict(name="failed", error="out of memory")
+
+
+def _told(row):
+    if "error" in row:
+        return f"{row['name']}: {row['error']}"
+    more = f", {row['peak_bytes']} bytes, error {row['relative_error']}" if row["name"] not in "abcd" else ""
+    return "{name} {median_ms} ms ({q1_ms} to {q3_ms})".format(**row) + more
+
+
+def _of(names, *want):
+    """A case for `choose`: of these rows, with 100 bytes and an error of at most 1e-3, take `want`."""
+    def case(fn):
+        got = fn([dict(ROWS[name]) for name in names.split()], 100, 1e-3)
+        said = "; ".join(_told(ROWS[name]) for name in names.split())
+        return "" if got == list(want) else f"100 bytes, 0.001; {said}: {got!r}, expected {list(want)!r}"
+    return case
+
+
+CHOOSE = [("the fastest, wherever it stands", _of("a b", "b")),
+          ("quartiles that overlap are both taken, the fastest first", _of("c b a", "b", "c")),
+          ("an overlap with the second only does not count", _of("b c d", "b", "c")),
+          ("what failed is left out", _of("failed a", "a")),
+          ("what needs more memory is left out, and is not the fastest", _of("large b d", "b")),
+          ("what is less exact is left out, and is not the fastest", _of("wrong b d", "b")),
+          ("an error of NaN is not small", _of("odd b d", "b")),
+          ("just as much as allowed is allowed", _of("b just", "b", "just")),
+          ("nothing to take, an empty list", _of("failed large wrong"))]
+
+
+def choose(fn):
+    """fn(rows, memory, tolerance), rows of a record, returns the names of those to choose from, the fastest first."""
+    properties("choose", CHOOSE, fn)

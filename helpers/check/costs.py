@@ -2,7 +2,7 @@
 import numpy as np
 
 from helpers import reference
-from helpers.check.core import equal, near, over, properties
+from helpers.check.core import equal, first, near, over, properties
 from helpers.gpus import GPUS
 
 
@@ -48,11 +48,12 @@ def matmul_intensity(fn):
 
 
 def _intensity(fn, M, N, K):
-    return near("the intensity", fn(M, N, K), M * N * K / (M * K + K * N + M * N), 1e-3)      # of numbers of 2 bytes
+    return near("the intensity with 1 byte a number", fn(M, N, K, 1), 2 * M * N * K / (M * K + K * N + M * N), 1e-3)
 
 
 def _bytes(fn, *shape):
-    return near("the intensity with 4 bytes a number", fn(*shape, 4), fn(*shape, 2) / 2, 1e-3)
+    return first(near(f"the intensity with {2 * len(size) + 2} bytes a number", fn(*shape, *size), fn(*shape, 1) / times, 1e-3)
+                 for size, times in (((), 2), ((4,), 4)))
 
 
 # ---------------------------------------------------------------- memory or compute

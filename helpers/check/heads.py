@@ -4,13 +4,13 @@ import functools
 import numpy as np
 
 from helpers import reference
-from helpers.check.attention import equal_scores
+from helpers.check.attention import equal_scores, one_large
 from helpers.check.core import agrees, everywhere, outside, over, properties, tensor, unwritten
 
 
 def loop_bounds(fn):
     """fn(block, BLOCK_M, BLOCK_N, N_q, N_k) returns (full, stop): where the full causal tiles of a block of queries
-    end, and where its keys end, both counted in keys. A negative number counts as 0."""
+    end, and where its keys end, both counted in keys. A negative stop counts as 0; a walk begins at full."""
     on, more = over("block {} of {} x {}, N_q = {}, N_k = {}"), [(0, 64, 64, 128, N_k) for N_k in range(129, 260)]
     properties("loop_bounds", [
         ("as many queries as keys", on(_bounds, (0, 64, 64, 256, 256), (1, 64, 64, 256, 256), (3, 64, 64, 256, 256))),
@@ -23,7 +23,8 @@ def loop_bounds(fn):
 def _bounds(fn, block, BLOCK_M, BLOCK_N, N_q, N_k):
     first = block * BLOCK_M + N_k - N_q                   # the last key that the first query of the block sees
     want = max(0, min(N_k, first + 1)) // BLOCK_N * BLOCK_N, max(0, min(N_k, first + BLOCK_M))
-    got = tuple(max(0, int(x)) for x in fn(block, BLOCK_M, BLOCK_N, N_q, N_k))
+    full, stop = map(int, fn(block, BLOCK_M, BLOCK_N, N_q, N_k))
+    got = full, max(0, stop)
     return "" if got == want else f"{got}, expected {want}"
 
 
@@ -65,6 +66,9 @@ def window_attention(fn):
          on(right, (160, 2), (160, 3), (70, 18), (100, 34), (140, 66))),
         ("a window longer than the sequence", on(right, (64, 100))),
         ("a key outside of the window weighs nothing, however low the scores", on(right, (64, 7, -1e30))),
+        ("a key outside of the window is no row's maximum, however high its score",
+         over("N = {}, window {}", lambda N, window, key: (*map(tensor, one_large(N, key, 1e4)), window))(
+             right, (64, 7, 0), (64, 7, -1))),
         ("tiles before the window are not visited", functools.partial(_visits, "before")),
         ("tiles above the diagonal are not visited", functools.partial(_visits, "after")),
         ("every output element is written", on(everywhere(unwritten), (64, 5), (50, 5))),

@@ -9,16 +9,18 @@ from helpers.device import INTERPRETED
 
 
 def _accesses(fn, *inputs):
-    """What fn returns, and for "load", "store" and "atomic" the addresses of all accesses."""
+    """What fn returns, and for "load", "store" and "atomic" all accesses: (launch, number of the program), addresses."""
     from helpers.interpreter import looking
-    seen = {operation: [np.empty(0, np.uint64)] for operation in ("load", "store", "atomic")}
-    with looking(lambda kernel, number, operation, addresses, masked, size: seen[operation].append(addresses)):
+    seen = dict(load=[], store=[], atomic=[])
+    with looking(lambda kernel, number, operation, addresses, masked, size: seen[operation].append(
+            ((kernel, len(kernel.programs)), addresses))):
         outputs = fn(*inputs)
-    return outputs, {operation: np.concatenate(parts) for operation, parts in seen.items()}
+    return outputs, seen
 
 
-def _of(x, addresses):
+def _of(x, accesses):
     """Which elements of a contiguous tensor are among the addresses."""
+    addresses = np.concatenate([np.empty(0, np.uint64), *(addresses for _, addresses in accesses)])
     places = (addresses.astype(np.int64) - x.data_ptr()) // x.element_size()
     return places[(places >= 0) & (places < x.numel())]
 
@@ -32,7 +34,7 @@ def one_owner(names):
         if not INTERPRETED:
             return ""
         outputs, seen = _accesses(fn, *inputs)
-        if seen["atomic"].size:
+        if seen["atomic"]:
             return "an atomic operation, where a number with one owner needs none"
         return first(_missed(name, x, seen["store"]) for name, x in zip(names.split(), outputs))
     return problem
@@ -69,3 +71,27 @@ def own_work(fn, *inputs):
         if not _of(x, seen["load"]).size:
             return f"no kernel reads {name} where it lies"
     return "" if _of(out, seen["store"]).size else "what is returned was not stored by a kernel"
+
+
+def whole_sectors(fn, x):
+    """A problem(fn, x): loads of x fetch more sectors of 32 bytes than x fills, with a quarter to spare."""
+    if not INTERPRETED:
+        return ""
+    _, seen = _accesses(fn, x)
+    fetched = 32 * sum(np.unique(_of(x, [each]) * x.element_size() // 32).size for each in seen["load"])
+    if not fetched:
+        return "no kernel reads the input where it lies"
+    return "" if fetched <= 1.25 * x.nbytes else f"{fetched:,} bytes in whole sectors are fetched of {x.nbytes:,}"
+
+
+def shared_out(fn, x, most):
+    """A problem(fn, x, most): some program loads more than `most` elements of x."""
+    if not INTERPRETED:
+        return ""
+    _, seen = _accesses(lambda *_: fn(x))
+    loads = {}
+    for program, addresses in seen["load"]:
+        loads[program] = loads.get(program, 0) + _of(x, [(program, addresses)]).size
+    if max(loads.values(), default=0) <= most:
+        return ""
+    return f"there are {len(loads)} programs, and one of them reads {max(loads.values()):,} of {x.numel():,} elements"

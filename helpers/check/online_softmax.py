@@ -117,7 +117,7 @@ UNEQUAL = np.log([1.0, 2.0, 5.0])                        # of pieces that weigh 
 def combine(fn):
     """fn(o, lse) returns the output [D] and the lse over all keys, from those of pieces: [pieces, D], [pieces]."""
     far = [([x] * 3, dict(o=OUTPUTS.mean(axis=0))) for x in (1e4, -1e4)]
-    far += [([x, x - 2e4, x - 2e4], dict(lse=x)) for x in (1e4, -1e4)]
+    far += [([x, x - 2e4, x - 2e4][::step], dict(lse=x)) for x in (1e4, -1e4) for step in (1, -1)]
     properties("combine", [
         ("the outputs are weighted by their lse", _on(_combined, (UNEQUAL, dict(o=OUTPUTS.T @ [0.125, 0.25, 0.625])))),
         ("the lse is that of all keys", _on(_combined, (UNEQUAL, dict(lse=np.log(8))))),

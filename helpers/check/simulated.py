@@ -1,4 +1,6 @@
 """What checks of Gluon kernels share: cases that run a kernel in the simulator, or compile it for a Hopper GPU."""
+import re
+
 import torch
 
 from helpers import compiled, simulator
@@ -46,7 +48,13 @@ def compiles(arguments, *words):
         try:
             ptx = compiled.compile_gluon(kernel, arguments)["ptx"]
         except RuntimeError as problem:
-            return str(problem).replace("\n", " ")
+            return told(str(problem))
         missing = [word for word in words if word not in ptx]
         return f"there is no {missing[0]} in what it compiles to" if missing else ""
     return case
+
+
+def told(message):
+    """What the compiler says, in a sentence: of the lines that it shows, the last one is the reader's."""
+    found = re.fullmatch(r"(.*): at \d+:\d+:\n(?:.*\n)?([^\n]+)\n *\^\n(.*)", message, re.DOTALL)
+    return " ".join(("{}: `{}`: {}".format(*map(str.strip, found.groups())) if found else message).split())

@@ -1,5 +1,10 @@
-"""Checks of measuring: a timing function on a toy GPU, TFLOP/s, and the share of what a card can do."""
-from helpers.check.core import near, properties
+"""Checks of measuring: a timing function on a toy GPU, what a report says, and kernels that a report has accused."""
+import numpy as np
+import torch
+
+from helpers.check.core import agrees, everywhere, first, guarded, near, outside, over, properties, unwritten
+from helpers.check.kernels import shared_out, whole_sectors
+from helpers.device import DEVICE
 
 PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)        # a GPU on which only one thing can go wrong at a time
 
@@ -89,50 +94,61 @@ def _same(what, calls=20, gpu=ToyGPU, **change):
     return case
 
 
-# ---------------------------------------------------------------- operations a second
+# ---------------------------------------------------------------- a report of the hardware's counters
 
-BASE = dict(ms=1.0, B=1, heads=1, N=4096, D=64, is_causal=False, backward=False)
-
-
-def tflops(fn):
-    """fn(ms, B, heads, N, D, is_causal=False, backward=False) returns TFLOP/s."""
-    properties("tflops", [
-        ("4 N^2 D operations in a millisecond",
-         lambda fn: near("the rate of one head, N = 4096, D = 64, in 1 ms", fn(**BASE), 4 * 4096**2 * 64 / 1e9, 1e-6)),
-        ("the rate falls as the time grows", _times(0.25, ms=4.0)),
-        ("batches and heads count", _times(24, B=3, heads=8)),
-        ("twice the length is four times the work", _times(4, N=8192)),
-        ("wider heads are more work", _times(2, D=128)),
-        ("a causal mask halves the work", _times(0.5, is_causal=True)),
-        ("backward is 2.5 times forward", _times(2.5, backward=True)),
-        ("causal and backward together", _together)], fn)
+IDLE = dict(tensor=3.0, exp=2.0, issue=20.0, l2=10.0, dram=1.5)
 
 
-def _times(factor, **change):
-    def case(fn):
-        told = ", ".join(f"{key} = {value}" for key, value in change.items())
-        return near(f"the rate with {told}, beside the same without,", fn(**BASE | change) / fn(**BASE), factor, 1e-6)
-    return case
+def verdict(fn):
+    """fn(row) returns the name of a report's busiest unit, "waiting" if none reaches 60; where dram does, l2 is out."""
+    def case(want, **percent):
+        def asked(fn):
+            got, told = fn(IDLE | percent), ", ".join(f"{name} {value}" for name, value in (IDLE | percent).items())
+            return "" if got == want else f"{told}: {got!r}, expected {want!r}"
+        return asked
+
+    def first_of(*cases):
+        return lambda fn: first(each(fn) for each in cases)
+
+    properties("verdict", [
+        ("the matrix units are busy", case("tensor", tensor=85.0)),
+        ("the unit of exp2 is busy", case("exp", exp=85.0)),
+        ("instructions are issued all the time", case("issue", issue=90.0)),
+        ("the cache is busy", case("l2", l2=88.0)),
+        ("memory is busy", case("dram", dram=92.0)),
+        ("of two busy units, the busier", first_of(case("tensor", tensor=80.0, issue=65.0),
+                                                   case("issue", tensor=70.0, issue=85.0))),
+        ("where memory is busy, the cache is no suspect", first_of(case("dram", dram=90.0, l2=94.0),
+                                                                   case("tensor", dram=61.0, l2=94.0, tensor=70.0))),
+        ("nothing is busy", first_of(case("waiting"), case("waiting", issue=45.0, tensor=50.0))),
+        ("60 percent is busy, and a little less is not", first_of(case("dram", dram=60.0), case("waiting", l2=59.9))),
+        ("what else is in the report does not matter", case("waiting", warps=95.0, us=4000.0))], fn)
 
 
-def _together(fn):
-    """A causal mask does the same to a backward pass: what each of the two does has a property of its own."""
-    base, masked, backward, both = (fn(**BASE | change) for change in (
-        {}, dict(is_causal=True), dict(backward=True), dict(is_causal=True, backward=True)))
-    return near("the rate with is_causal = True, backward = True, beside the same without,",
-                both / base, masked * backward / base**2, 1e-6)
+# ---------------------------------------------------------------- the largest of each feature
+
+def _values(heads, N, D=64):
+    x = np.random.default_rng(heads + N).standard_normal((heads, N, D))
+    x[..., 5] -= 20                                    # a feature whose largest is negative
+    return (guarded(torch.tensor(x, dtype=torch.float16, device=DEVICE)),)
 
 
-# ---------------------------------------------------------------- the share of the ceiling
+_on = over("{} heads of {} rows", _values)
+_right = agrees(lambda v: v.float().abs().amax(1).cpu().numpy())
+_shapes = (1, 128), (2, 1000)
+LARGEST = [("one head", _on(_right, (1, 128), (1, 1024))), ("several heads", _on(_right, (3, 512))),
+           ("a length that is no multiple of a tile", _on(_right, (1, 1000), (1, 77))),
+           ("every output element is written", _on(everywhere(unwritten), *_shapes)),
+           ("nothing is written outside of the tensors", _on(everywhere(outside), *_shapes)),
+           ("sectors of v are fetched whole and once", _on(whole_sectors, (1, 1024), (2, 1000)))]
 
-def share(fn):
-    """fn(ms, operations, moved, ceilings) returns the least possible time over ms, ceilings as in a record."""
-    card = dict(matmul_tflops=500.0, copy_gb_per_s=4000.0)
 
-    def case(what, want, *arguments):
-        return lambda fn: near(f"{what} in 4 ms: the share", fn(4.0, *arguments, card), want, 1e-6)
+def largest_features(fn):
+    """fn(v) returns the largest |v| of each feature, float32 [heads, D], for float16 v [heads, N, 64]."""
+    properties("largest_features", LARGEST, fn)
 
-    properties("share", [
-        ("much arithmetic on few bytes", case("1e12 operations on 1e6 bytes", 0.5, 1e12, 1e6)),
-        ("little arithmetic on many bytes", case("1e6 operations on 4e9 bytes", 0.25, 1e6, 4e9)),
-        ("arithmetic and memory work at the same time", case("1e12 operations on 8e9 bytes", 0.5, 1e12, 8e9))], fn)
+
+def largest_by_many(fn):
+    """fn(v) is `largest_features` with a head's rows shared out among programs, at most 512 rows for each."""
+    shared = _on(lambda fn, v: shared_out(fn, v, 512 * 64), (1, 4096), (2, 1000))
+    properties("largest_by_many", [*LARGEST, ("no program reads more than 512 rows", shared)], fn)

@@ -121,7 +121,7 @@ def lines(lessons, original, of=verdicts):
         each_said = [(each, said.get((name, each.number), NOT_YET)) for each in found]
         total += each_said
         title = "".join(notebooks[name][0]["source"]).split("\n")[0].lstrip("# ")
-        yield f"{title:<42}{_sum(each_said)}"
+        yield f"{textwrap.shorten(title, 41, placeholder=' ...'):<42}{_sum(each_said)}"
         if any(word != NOT_YET for _, word in each_said):
             yield from (f"     {textwrap.shorten(each.title, 36, placeholder=' ...'):<37}{textwrap.shorten(word, 76)}"
                         for each, word in each_said)

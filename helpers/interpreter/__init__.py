@@ -132,7 +132,10 @@ class _Launch:
 
 
 class _Memory:
-    """In place of the interpreter's C++ module: check an access, show it to all who look, take off the marks, pass it on."""
+    """In place of the interpreter's C++ module: check an access, show it to all who look, take off the marks, pass it on.
+
+    A mask that numbers and truth values made together is of integers, which Triton 3.9 does not take.
+    """
 
     def __init__(self, module):
         self.module, self.launch = module, None
@@ -141,10 +144,10 @@ class _Memory:
         return getattr(self.module, name)
 
     def load(self, pointers, mask, other, dtype):
-        return self.module.load(self.seen("load", pointers, mask, dtype), mask, other, dtype)
+        return self.module.load(self.seen("load", pointers, mask, dtype), np.asarray(mask, bool), other, dtype)
 
     def store(self, pointers, value, mask):
-        return self.module.store(self.seen("store", pointers, mask, value.dtype), value, mask)
+        return self.module.store(self.seen("store", pointers, mask, value.dtype), value, np.asarray(mask, bool))
 
     def atomic_rmw(self, operation, pointers, value, mask, order):
         return self.module.atomic_rmw(operation, self.seen("atomic", pointers, mask, value.dtype), value, mask, order)

@@ -22,7 +22,7 @@ ALPHAS = [lambda x: x**2, lambda x: x**0.5, lambda x: x**np.log(2), lambda x: 1 
 
 def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, return_lse=False, scale=True,
             maximum=lambda m, s: np.maximum(m, s.max(1)), of_l=lambda x: x, of_acc=lambda x: x, mask=-np.inf,
-            pad=None, first_row=True, lazy=True, in_place=False, spoil=None):
+            pad=None, first_row=True, lazy=True, in_place=False, spoil=None, all_count=False):
     N, D = q.shape
     o, lse = np.empty_like(v), np.empty(N)
     for i in range(0, N, BLOCK_M):
@@ -33,10 +33,10 @@ def blocked(q, k, v, BLOCK_M=32, BLOCK_N=16, *, is_causal=False, return_lse=Fals
             s = q_i @ k[j:j + BLOCK_N].T
             if pad is not None:
                 s = np.pad(s, ((0, 0), (0, BLOCK_N - s.shape[1])), constant_values=pad)
-            keys = j + np.arange(s.shape[1])
+            keys, counted = j + np.arange(s.shape[1]), s.copy() if all_count else s
             if is_causal:
                 s[(keys > rows[:, None]) & ((rows[:, None] > 0) | first_row)] = mask
-            m_new = maximum(m, s)
+            m_new = maximum(m, counted)
             p = np.exp(s - np.reshape(m_new, (-1, 1)))
             alpha = np.exp(m - m_new)
             l = of_l(alpha) * l + p.sum(1)
@@ -78,6 +78,7 @@ def versions(is_causal, return_lse):
              LOW[is_causal]: [make(mask=mask) if is_causal else make(pad=mask) for mask in (-1e4, -1e9)]}
     if is_causal:
         wrong |= {"the first causal row sees one key": make(first_row=False),
+                  "a later key is no row's maximum, however high its score": make(all_count=True),
                   "tiles above the diagonal are not visited": make(lazy=False)}
     if return_lse:
         wrong |= {"lse is the log of the sum of exponentials": lambda q, *kv: (make()(q, *kv)[0], np.zeros(len(q)))}

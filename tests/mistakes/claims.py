@@ -72,6 +72,39 @@ def product(theirs, ours):
     return geometric(theirs, ours) ** len(ours)
 
 
+def choose(rows, memory, tolerance, order=lambda r: r["median_ms"], near=lambda r, best: r["q1_ms"] <= best["q3_ms"],
+           fits=lambda r, memory: r["peak_bytes"] <= memory, right=lambda r, tolerance: r["relative_error"] <= tolerance):
+    fit = [r for r in rows if "error" not in r and fits(r, memory) and right(r, tolerance)]
+    fit.sort(key=order)
+    return [r["name"] for r in fit if near(r, fit[0])]
+
+
+def one_pass(rows, memory, tolerance):
+    fit = [r for r in rows if r.get("peak_bytes", math.inf) <= memory and r["relative_error"] <= tolerance]
+    best = min(fit, key=lambda r: r["median_ms"], default=None)
+    return [r["name"] for r in sorted(fit, key=lambda r: r["median_ms"]) if not r["q1_ms"] > best["q3_ms"]]
+
+
+def chained(rows, memory, tolerance):
+    names = choose(rows, memory, tolerance, near=lambda r, best: True)
+    times = {r["name"]: r for r in rows}
+    end = next((i for i in range(1, len(names)) if times[names[i]]["q1_ms"] > times[names[i - 1]]["q3_ms"]), len(names))
+    return names[:end]
+
+
+def fastest_of_all(rows, memory, tolerance):
+    best = min((r for r in rows if "error" not in r), key=lambda r: r["median_ms"])
+    return [r["name"] for r in rows if r["name"] in choose(rows, memory, tolerance, near=lambda r, _: r["q1_ms"] <= best["q3_ms"])]
+
+
+def failed_as_well(rows, memory, tolerance):
+    return [r["name"] for r in rows if "error" in r] + choose(rows, memory, tolerance)
+
+
+def first_or_none(rows, memory, tolerance):
+    return choose(rows, memory, tolerance) or None
+
+
 CASES = {
     check.crossover: dict(
         right=[crossover, after_the_last_slower],
@@ -86,4 +119,22 @@ CASES = {
         right=[geometric, by_logarithms],
         wrong={"the same ratio everywhere is the average": [product, lambda theirs, ours: 1 / geometric(theirs, ours)],
                "turned around, it is one over it": [arithmetic, harmonic, lambda theirs, ours: max(1.0, arithmetic(theirs, ours))],
-               "every length counts alike": [of_sums, middle, arithmetic, harmonic]})}
+               "every length counts alike": [of_sums, middle, arithmetic, harmonic]}),
+    check.choose: dict(
+        right=[choose, one_pass],
+        wrong={"the fastest, wherever it stands": lambda *given: choose(*given, order=lambda r: 0, near=lambda r, best: r is best),
+               "quartiles that overlap are both taken, the fastest first": [
+                   lambda *given: choose(*given)[:1], lambda *given: sorted(choose(*given), reverse=True),
+                   lambda *given: choose(*given, near=lambda r, best: r["median_ms"] <= best["q3_ms"])],
+               "an overlap with the second only does not count": chained,
+               "what failed is left out": failed_as_well,
+               "what needs more memory is left out, and is not the fastest": [
+                   lambda *given: choose(*given, fits=lambda *_: True), fastest_of_all],
+               "what is less exact is left out, and is not the fastest": [
+                   lambda *given: choose(*given, right=lambda *_: True), fastest_of_all],
+               "an error of NaN is not small": lambda *given: choose(*given, right=lambda r, t: not r["relative_error"] > t),
+               "just as much as allowed is allowed": [
+                   lambda *given: choose(*given, fits=lambda r, memory: r["peak_bytes"] < memory),
+                   lambda *given: choose(*given, right=lambda r, t: r["relative_error"] < t),
+                   lambda *given: choose(*given, near=lambda r, best: r["q1_ms"] < best["q3_ms"])],
+               "nothing to take, an empty list": first_or_none})}

@@ -6,10 +6,10 @@ from helpers import check, reference
 from mistakes.ways import beyond_the_end, when, without_the_rest
 
 
-def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, one=1, unit=None, last=0):
+def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, one=1, unit=None, last=0, least=0):
     see = block * BLOCK_M + shift(N_q, N_k)
     unit = BLOCK_N if unit is None else unit
-    return max(0, min(N_k, see + one)) // unit * unit, min(N_k + last, see + BLOCK_M)
+    return max(least, min(N_k, see + one)) // unit * unit, min(N_k + last, see + BLOCK_M)
 
 
 TOP_LEFT = dict(shift=lambda N_q, N_k: 0)
@@ -18,7 +18,8 @@ BOUNDS = dict(right=[bounds, lambda *a: tuple(max(0, x) for x in bounds(*a))], w
     "blocks of different size": lambda block, M, N, *a: bounds(block, M, N, *a, unit=M),
     "more keys than queries": [lambda *a: bounds(*a, **TOP_LEFT), lambda *a: bounds(*a, one=0),
                                lambda *a: bounds(*a, one=2)],
-    "queries that see no key": lambda *a: bounds(*a, shift=lambda N_q, N_k: max(0, N_k - N_q)),
+    "queries that see no key": [lambda *a: bounds(*a, shift=lambda N_q, N_k: max(0, N_k - N_q)),
+                                lambda *a: bounds(*a, least=-999)],
     "a last block beyond the end": lambda *a: bounds(*a, last=999)})
 
 
@@ -76,7 +77,7 @@ HEADS = dict(right=[heads, lambda q, k, v: reference.torch_attention(q, k, v, is
 
 
 def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, first - window + 1) // BLOCK * BLOCK,
-           stop=lambda first, BLOCK, N: min(first + BLOCK, N), mask=-np.inf, more=lambda window, N: 0):
+           stop=lambda first, BLOCK, N: min(first + BLOCK, N), mask=-np.inf, more=lambda window, N: 0, all_count=False):
     """Tile by tile, in NumPy. `more` keys than the window are seen; `start` and `stop` bound a block's loop."""
     device, N, window = q.device, len(q), window + more(window, len(q))
     q, k, v = (x.double().cpu().numpy() for x in (q, k, v))
@@ -87,8 +88,9 @@ def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, 
         for j in range(start(first, window, BLOCK), stop(first, BLOCK, N), BLOCK):
             keys = np.arange(j, min(j + BLOCK, N))
             s = q[rows] @ k[keys].T / q.shape[1]**0.5
+            counted = s.copy() if all_count else s
             s[(keys > rows[:, None]) | (keys <= rows[:, None] - window)] = mask
-            m_new = np.maximum(m, s.max(1))
+            m_new = np.maximum(m, counted.max(1))
             p = np.exp(s - m_new[:, None])
             l = np.exp(m - m_new) * l + p.sum(1)
             acc = np.exp(m - m_new)[:, None] * acc + p @ v[keys]
@@ -119,6 +121,7 @@ WINDOW = dict(right=[*(windows(BLOCK=n) for n in SIZES), *(windows(BLOCK=n, star
         for n in SIZES)],
     "a window longer than the sequence": windows(more=lambda window, N: min(0, N - 1 - window)),
     "a key outside of the window weighs nothing, however low the scores": [windows(mask=-1e4), windows(mask=-1e9)],
+    "a key outside of the window is no row's maximum, however high its score": windows(all_count=True),
     "tiles before the window are not visited": [late(-1), late(-32), late(-64), windows(start=lambda *a: 0)],
     "tiles above the diagonal are not visited": [windows(stop=lambda first, BLOCK, N: N),
                                                  windows(stop=lambda first, BLOCK, N: N, start=exact),

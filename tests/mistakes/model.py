@@ -69,6 +69,7 @@ def in_place(x):
 
 
 last = []                                                # what the backward pass of a wrong operator finds
+WIDE = operators(backward=lambda z, dz: z * (dz - (z * dz).sum(1)))              # a row where a column is meant
 LAST = dict(setup=lambda ctx, inputs, output: last.append(output), saved=lambda ctx: last[-1])
 OPERATOR = dict(right=[make_softmax, by_functions], wrong={
     "the numbers": [operators(compute=lambda x: 2 * lessons.softmax_triton.softmax(x)),
@@ -78,7 +79,7 @@ OPERATOR = dict(right=[make_softmax, by_functions], wrong={
                          operators(fake=lambda x: x.new_empty(x.shape[::-1]))],
     "the fake's type": operators(fake=lambda x: torch.empty_like(x, dtype=torch.float32)),
     "the fake's strides": operators(fake=lambda x: x.new_empty(x.shape)),
-    "the gradient": [operators(backward=lambda z, dz: z * dz), operators(backward=None),
+    "the gradient": [operators(backward=lambda z, dz: z * dz), operators(backward=None), WIDE,
                      operators(setup=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)),
                      operators(setup=lambda ctx, inputs, output: None)],
     "two calls, then their gradients": operators(**LAST),
