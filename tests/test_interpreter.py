@@ -1,4 +1,5 @@
 """The strict interpreter: what is no element of a tensor is neither read nor written, and races are found, by name."""
+import contextlib
 import re
 import threading
 import traceback
@@ -271,3 +272,24 @@ def test_threads_wait_for_each_other():
     threads = [threading.Thread(target=work, args=[i]) for i in range(4)]
     [thread.start() for thread in threads], [thread.join() for thread in threads]
     assert sorted(done) == [0, 1, 2, 3] and all(map(all, results.values()))
+
+
+# ---------------------------------------------------------------- what is kept
+
+@triton.jit
+def shapes_kernel(x_ptr, HALF: tl.constexpr, FLOAT: tl.constexpr):
+    rows = tl.arange(0, 16)
+    tl.store(x_ptr + rows, rows * 2**28 + 2**30)         # 32 bits: it wraps around, as on a GPU
+    wide = tl.zeros([HALF, 2], tl.int32) + tl.zeros([HALF, 1], tl.int32) + tl.zeros([1, 2], tl.int64)
+    tl.static_assert(wide.dtype == tl.int64 and wide.shape[0] == HALF and wide.numel == 16)
+    if FLOAT:
+        tl.zeros([HALF / 1], tl.float32)                 # a type with a shape of 8 is known by now, and this is 8.0
+
+
+def test_what_is_kept_of_types_and_shapes_changes_nothing():
+    x = torch.zeros(16, dtype=torch.int32)
+    for FLOAT in (False, True):
+        shapes = pytest.raises(Exception, match="must have type .constexpr.int") if FLOAT else contextlib.nullcontext()
+        with shapes:
+            shapes_kernel[(1,)](x, 8, FLOAT)
+    assert x.tolist() == [(i * 2**28 + 2**30 + 2**31) % 2**32 - 2**31 for i in range(16)]
