@@ -65,7 +65,7 @@ def test_the_sentences_by_another_way():
         for way, (name, ours) in readme.PASSES.items():
             found = {}
             for r in records.load(name)["rows"]:
-                if r["name"] in (ours, peer) and "error" not in r:
+                if r["name"] in (ours, peer) and "error" not in r and r["D"] <= 128:
                     found.setdefault(tuple(r[key] for key in readme.CASES[way]), {})[r["name"]] = r["median_ms"]
             both = [times for times in found.values() if len(times) == 2]
             assert next(told) == (str(sum(t[ours] > t[peer] for t in both)), str(len(both)))
@@ -88,11 +88,13 @@ def ratios(record, ours, peer, lengths, Ds=(64, 128)):
 
 @pytest.mark.parametrize("record,ours,peer,lengths,Ds,least", [
     (FORWARD, OURS, "SDPA flash", LONG, (64, 128), 1.4),
-    (FORWARD, OURS, "SDPA cudnn", LONG, (64, 128), 0.95),
+    (FORWARD, OURS, "SDPA cudnn", LONG, (64, 128), 1.0),
     (FORWARD, OURS, "SDPA flash", (512, 1024, 2048), (64, 128), 1),
-    (FORWARD, f"{OURS} fp8", OURS, (16384,), (128,), 1.2), (FORWARD, f"{OURS} fp8", OURS, (8192,), (128,), 1.1),
-    (BACKWARD, FUSED, "SDPA flash", (512, 2048, *LONG), (64, 128), 1.5),
-    (BACKWARD, FUSED, "SDPA cudnn", LONG, (64, 128), 1.0)])
+    (FORWARD, f"{OURS} fp8", OURS, (16384,), (128,), 1.2),
+    (FORWARD, f"{OURS} fp8", OURS, (8192,), (128,), 1.05),
+    (BACKWARD, FUSED, "SDPA flash", (512, 1024), (64, 128), 1.2),
+    (BACKWARD, FUSED, "SDPA flash", (2048, *LONG), (64, 128), 1.5),
+    (BACKWARD, FUSED, "SDPA cudnn", LONG, (64, 128), 1.01)])
 def test_an_aim_is_met(record, ours, peer, lengths, Ds, least):
     assert min(ratios(record, ours, peer, lengths, Ds)) >= least
 
