@@ -84,10 +84,10 @@ def sentences() -> str:
     share = max(speeds("decoding")["ours"].values()) / records.load("decoding")["ceilings"]["copy_gb_per_s"]
     return textwrap.fill(
         f"On an {records.load('forward')['device']}, in float16, with heads of 64 and 128, the course's forward pass is "
-        f"{beside('forward')}: the median of all cases, their least and most. Its backward pass is {beside('backward')}. Decoding, one query for "
-        f"each sequence, it reads keys and values with up to {share:.0%} of a copy's GB/s, and is {beside('decoding')}. "
-        f"What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')} cases; backward with heads "
-        f"of 256 it has {least:.2f} of cuDNN's speed; and no other card was measured.",
+        f"{beside('forward')}: the median of all cases, their least and most. Its backward pass is {beside('backward')}. "
+        f"Decoding, one query for each sequence, it reads keys and values with up to {share:.0%} of a copy's GB/s, and is "
+        f"{beside('decoding')}. What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')} cases; backward "
+        f"with heads of 256 it has {least:.2f} of cuDNN's speed; and no other card was measured.",
         width=130, break_on_hyphens=False)
 
 
