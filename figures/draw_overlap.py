@@ -19,7 +19,7 @@ COLOURS = {"start_scores": QUERY, "start_values": VALUE, "softmax": OUTPUT, "fet
 NAMES = {"start_scores": "scores", "start_values": "values", "softmax": "exp"}
 LANES = [("producer", "copies"), ("consumer 1", "exponentials"), ("consumer 1", "products"), ("consumer 0", "exponentials"),
          ("consumer 0", "products")]
-TILES, SHOWN = 7, (2, 5)                                 # of keys; those that are drawn
+TILES, FIRST, END = 7, 2, 4 * 1024 + 900                 # tiles of keys; the first that is drawn; where the axis ends
 
 
 def events_of(changes):
@@ -45,15 +45,16 @@ def overlap():
     fig, axes = plt.subplots(len(LOOPS), 1, figsize=(7.2, 6.6), sharex=True)
     for ax, (title, changes) in zip(axes, LOOPS.items()):
         found = list(numbered(events_of(changes)))
-        begin = min(event.begin for event, tile in found if event.function == "start_scores" and tile == SHOWN[0])
+        begin = min(event.begin for event, tile in found if event.function == "start_scores" and tile == FIRST)
         for event, tile in found:
             y, text = LANES.index((event.partition, event.unit)), NAMES.get(event.function, event.label[0])
             x, width, colour = event.begin - begin, event.end - event.begin, COLOURS[event.function]
             ax.add_patch(plt.Rectangle((x, y), width, 0.8, facecolor=colour, edgecolor="white"))
-            ax.text(x + width / 2, y + 0.4, f"{text}\n{tile}", ha="center", va="center", fontsize=7, color=ink_on(colour),
-                    clip_on=True)
+            if width / 4 < x + width / 2 < END - width / 4:                  # not on a box of which less than that is seen
+                ax.text(x + width / 2, y + 0.4, f"{text}\n{tile}", ha="center", va="center", fontsize=7, color=ink_on(colour),
+                        clip_on=True)
         ax.set_title(title, fontsize=10, loc="left", color=INK)
-        ax.set(ylim=(-0.1, len(LANES)), xlim=(0, 4 * 1024 + 900), xticks=[])
+        ax.set(ylim=(-0.1, len(LANES)), xlim=(0, END), xticks=[])
         ax.set_yticks([i + 0.4 for i in range(len(LANES))], [" ".join(lane) for lane in LANES], fontsize=8)
         for side in ("top", "right", "bottom"):
             ax.spines[side].set_visible(False)
