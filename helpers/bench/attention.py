@@ -52,10 +52,14 @@ def _forward(name, fn, inputs, want, bound, last, work, times, more):
 
 def _over_lengths(fns, lengths=LENGTHS, wide=()):
     """Jobs of fns(D, N, is_causal) for TOKENS tokens in all and hidden size HIDDEN, without and with a causal mask."""
-    for D, each in ((64, lengths), (128, lengths), (256, wide)):
-        for N in each:
-            for is_causal in (False, True):
-                yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal)
+    for D, N in _sizes(lengths, wide):
+        for is_causal in (False, True):
+            yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal)
+
+
+def _sizes(lengths, wide):
+    """(D, N): lengths for D = 64 and 128, wide for 256."""
+    return [(D, N) for D, each in ((64, lengths), (128, lengths), (256, wide)) for N in each]
 
 
 @suite(seconds=35)
@@ -150,18 +154,17 @@ def backward_ladder():
 
 def _gradients(jobs, lengths, wide=()):
     """Rows for each {name: make} that jobs(N, D, is_causal, inputs, do) returns, where make()() is dq, dk, dv."""
-    for D, each in ((64, lengths), (128, lengths), (256, wide)):
-        for N in each:
-            B, heads = TOKENS // N, HIDDEN // D
-            *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
-            inputs = [x.detach().requires_grad_() for x in inputs]
-            for is_causal in (False, True):
-                want = functools.cache(functools.partial(_exact_gradients, *inputs, do, is_causal))
-                for name, make in jobs(N, D, is_causal, inputs, do).items():
-                    facts = dict(name=name, **kernels.version(name), dtype="float16", batch=B, heads=heads, N=N, D=D,
-                                 is_causal=is_causal)
-                    yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-                        _backward, name, make, do, want, is_causal))
+    for D, N in _sizes(lengths, wide):
+        B, heads = TOKENS // N, HIDDEN // D
+        *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        for is_causal in (False, True):
+            want = functools.cache(functools.partial(_exact_gradients, *inputs, do, is_causal))
+            for name, make in jobs(N, D, is_causal, inputs, do).items():
+                facts = dict(name=name, **kernels.version(name), dtype="float16", batch=B, heads=heads, N=N, D=D,
+                             is_causal=is_causal)
+                yield facts, functools.partial(kernels.tolerant, name, functools.partial(
+                    _backward, name, make, do, want, is_causal))
 
 
 def _by_autograd(fn, inputs, do):

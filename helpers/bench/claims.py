@@ -5,7 +5,7 @@ import statistics
 from helpers import reference
 from helpers.bench import clock, kernels
 from helpers.bench.attention import LAST, compared, eight_bits, versions
-from helpers.bench.decoding import replayed
+from helpers.bench.clock import replayed
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 

@@ -17,6 +17,18 @@ ROW_MS = 150                                             # of calls that are tim
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
 
 
+def replayed(call):
+    """What launches a CUDA graph of the call, or the call itself if it cannot be captured."""
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except Exception:                                    # a peer's: ours can
+        torch.cuda.synchronize()
+        return call
+    return graph.replay
+
+
 def timing(fn) -> dict:
     """Median and quartiles of fn's time in ms, how many calls that were, and the most bytes it held beyond what was
     there.

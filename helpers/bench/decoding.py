@@ -4,11 +4,11 @@ import time
 
 from helpers import lessons, reference
 from helpers.bench import clock, kernels
+from helpers.bench.clock import replayed
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 HEADS, D = 32, 128
 BATCHES, KV_HEADS, LENGTHS = (1, 16, 64), (32, 8, 1), (2048, 8192, 32768, 131072)
@@ -48,10 +48,11 @@ def _calls(q, k, v):
     calls |= {f"ours, pages of {page}": functools.partial(_in_pages, q, k, v, lengths, page) for page in pages}
     if shape == USUAL:
         calls["ours, FP8"] = lambda: _in_eight_bits(q, k, v, lengths)
-    calls |= {name: functools.partial(_sdpa, kernels.BACKENDS[name], q, k, v) for name in ("SDPA flash", "SDPA cudnn")}
+    peers = {name: kernels.sdpa(kernels.BACKENDS[name], False, enable_gqa=True) for name in ("SDPA flash", "SDPA cudnn")}
     if shape in FLEX:
-        calls["FlexAttention"] = functools.partial(_flex, q, k, v)
-    return calls | {kernels.FA4: lambda: functools.partial(kernels.fa4(False), q, k, v)}
+        peers["FlexAttention"] = kernels.flex(k.shape[2], False, enable_gqa=True)
+    peers[kernels.FA4] = kernels.fa4(False)
+    return calls | {name: lambda fn=fn: functools.partial(fn, q, k, v) for name, fn in peers.items()}
 
 
 def _in_pages(q, k, v, lengths, page):
@@ -71,19 +72,6 @@ def _in_eight_bits(q, k, v, lengths):
     return functools.partial(lessons.decoding.decode_attention, q, k8, v8, lengths, scales=torch.stack((k_scales, v_scales)))
 
 
-def _sdpa(backend, q, k, v):
-    def attend():
-        with kernels.sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, enable_gqa=True)
-    return attend
-
-
-def _flex(q, k, v):
-    from torch.nn.attention.flex_attention import flex_attention
-    torch.compiler.reset()
-    return functools.partial(torch.compile(flex_attention, dynamic=False), q, k, v, enable_gqa=True)
-
-
 def _step(name, make, want, k):
     call, (B, _, N, _) = make(), k.shape
     eight = "FP8" in name
@@ -91,18 +79,6 @@ def _step(name, make, want, k):
     moved = 2 * k.numel() * (1 + 4 / D) if eight else 4 * k.numel()          # scales of 4 bytes a row
     row = dict(relative_error=error, **clock.rate(moved, replayed(call), "gb_per_s"))
     return row | dict(call_ms=in_a_row(call)) if B == 1 and N <= SHORT else row
-
-
-def replayed(call):
-    """What launches a CUDA graph of the call, or the call itself if it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except Exception:                                    # a peer's: ours can
-        torch.cuda.synchronize()
-        return call
-    return graph.replay
 
 
 def in_a_row(call):

@@ -108,11 +108,11 @@ def peers(is_causal: bool) -> dict:
     return {"standard": standard} | {name: sdpa(backend, is_causal) for name, backend in BACKENDS.items()}
 
 
-def sdpa(backend, is_causal: bool):
+def sdpa(backend, is_causal: bool, **options):
     """PyTorch's scaled_dot_product_attention with one backend."""
     def attend(q, k, v):
         with sdpa_kernel(backend):
-            return scaled_dot_product_attention(q, k, v, is_causal=is_causal)
+            return scaled_dot_product_attention(q, k, v, is_causal=is_causal, **options)
     return attend
 
 
@@ -133,14 +133,14 @@ def version(name: str) -> dict:
         return {}
 
 
-def flex(N: int, is_causal: bool):
+def flex(N: int, is_causal: bool, **options):
     """FlexAttention for N queries and keys, compiled at its first call."""
     @functools.cache
     def compiled():
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
         torch.compiler.reset()                           # or the eighth shape would be one recompilation too many
         mask = create_block_mask(lambda b, h, i, j: i >= j, None, None, N, N, device=DEVICE) if is_causal else None
-        return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask)
+        return functools.partial(torch.compile(flex_attention, dynamic=False), block_mask=mask, **options)
     return lambda q, k, v: compiled()(q, k, v)
 
 
