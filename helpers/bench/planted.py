@@ -2,18 +2,17 @@
 import concurrent.futures
 import json
 import os
-import subprocess
 import sys
 import time
 
-from helpers import ROOT, device, lessons
+from helpers import device, lessons, process
 from helpers.bench.run import suite
 
 import torch
 
 LESSON = "warp_specialization"
 SECONDS, PATIENCE, LAUNCHES = 3.0, 8.0, 2000             # of launching; until one hangs; at most
-PROCESSES = 6                                            # side by side
+PROCESSES, LIMIT_S = 6, 150                              # side by side; of each
 
 _PLACE = "{0}.tiles.index(i % {0}.tiles.shape[0])"       # a ring's tile, which nobody has waited for
 _FIRST = """    s = warpgroup_mma_wait(0, deps=[s])
@@ -130,12 +129,13 @@ def on_gpu(name: str) -> dict:
 
 def _process(name):
     """on_gpu(name) in a process: what it returned, or with which words it died."""
-    done = subprocess.run([sys.executable, "-m", "helpers.bench.planted", name], capture_output=True, text=True, cwd=ROOT,
-                          timeout=150)
-    answers = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    status, out, err = process.output(sys.executable, "-m", "helpers.bench.planted", name, limit_s=LIMIT_S)
+    if status is None:
+        raise RuntimeError(f"the process of {name!r} did not end within {LIMIT_S} s")
+    answers = [line for line in out.splitlines() if line.startswith("{")]
     if answers:
         return json.loads(answers[-1])
-    last = [line for line in done.stderr.splitlines() if "rror" in line]
+    last = [line for line in err.splitlines() if "rror" in line]
     return dict(outcome="fails", message=(last or ["no message"])[-1][:200])
 
 
