@@ -136,9 +136,9 @@ def _cache_fits(kinds):
 def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
     """ValueError for a length that is not 0 to N_max, or a page in use that is not 0 to pages - 1, saying where.
 
-    It reads the numbers. On a GPU that would wait for all work that is under way: there, kernels answer with NaN.
+    In the interpreter only: on a GPU the host would wait for all work that is under way. There, kernels answer with NaN.
     """
-    for b, length in enumerate(lengths.tolist()):
+    for b, length in enumerate(lengths.tolist() if device.INTERPRETED else ()):
         if not 0 <= length <= N_max:
             raise ValueError(f"lengths[{b}] is {length}: expected 0 to {N_max}, for which the cache has room")
         used = [] if block_table is None else block_table[b, :-(-length // page)].tolist()
@@ -220,7 +220,7 @@ def dropout(dropout_p, seed):
 def no_gradient(**named):
     """Raise ValueError if autograd would expect a gradient: a kernel without a backward pass would silently drop it."""
     for name, x in named.items():
-        if x.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad:
             raise ValueError(f"{name} requires a gradient, and this kernel has no backward pass: "
                              f"call it under torch.no_grad(), or pass {name}.detach()")
 
