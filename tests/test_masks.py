@@ -223,7 +223,7 @@ def test_lists():
 
 @pytest.mark.skipif(not device.INTERPRETED, reason="counts in the interpreter")
 def test_no_tile_is_visited_that_is_not_on_the_map():
-    from helpers import traffic
+    from helpers.interpreter import traffic
     q, k, v, do = (x.requires_grad_() for x in inputs(1, 1, 1, 96, 96, 16, more=1))
     mask = block_map(lesson.window, 96, 96, (0, 20), BLOCK=32)
     with traffic.count() as moved:

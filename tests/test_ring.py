@@ -10,7 +10,7 @@ import torch
 from helpers import bench, device, lessons, process
 from helpers.bench import ring as suite
 from helpers.lessons import many_gpus as lesson
-from helpers.ranks import Ranks
+from helpers.process.ranks import Ranks
 from on_ranks import attends_elsewhere, compares, cuts, dies, repeats, trains
 
 

@@ -5,7 +5,7 @@ import functools
 from helpers import device, lessons, reference
 from helpers.bench import clock, kernels
 from helpers.bench.run import suite
-from helpers.ranks import Ranks
+from helpers.process.ranks import Ranks
 
 import torch
 import torch.distributed as dist

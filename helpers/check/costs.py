@@ -3,7 +3,7 @@ import numpy as np
 
 from helpers import reference
 from helpers.check.core import equal, first, near, over, properties
-from helpers.gpus import GPUS
+from helpers.records.gpus import GPUS
 
 
 # ---------------------------------------------------------------- the longest sequence
@@ -62,7 +62,7 @@ H200, A100 = GPUS["H200 SXM"], GPUS["A100 SXM 80GB"]
 
 
 def bottlenecks(fn):
-    """fn(N, D, itemsize, gpu) returns {"scores", "softmax", "output": "memory" or "compute"}, gpu from helpers.gpus."""
+    """fn(N, D, itemsize, gpu) returns {"scores", "softmax", "output": "memory" or "compute"}, gpu from GPUS."""
     slow = H200._replace(fp32_tflops=1)
     properties("bottlenecks", [
         ("products of narrow heads are bound by memory", _bound("memory", (4096, 64, 2, H200), (32768, 64, 2, A100))),
