@@ -23,7 +23,8 @@ from helpers.check.eight_bits import quantize                                   
 from helpers.check.scales import causal_scaled_attention, scaled_attention            # fp8
 from helpers.check.roles import late_values, plus_one, product_by_roles, two_readers  # warp_specialization
 from helpers.check.fused import added_up, backward_needs, fused_gradients, one_walk   # backward_hopper
-from helpers.check.model import attention_dropout, attention_layer, decoding, operator # attention_in_a_model
+from helpers.check.model import attention_dropout, attention_layer, decoding          # attention_in_a_model
+from helpers.check.operators import operator                                          # attention_in_a_model
 from helpers.check.masks import alibi, block_map, packed_attention, window_and_first  # masks_and_scores
 from helpers.check.cache import merge_splits, packed_heads, read_pages              # decoding
 from helpers.check.ring import merge_ranks, ring_of_ranks, shards                     # many_gpus
