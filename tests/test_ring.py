@@ -55,11 +55,15 @@ def test_merging_in_any_order_and_into_strided_rows():
         got, got_lse = room[:, :, 10:50], room_lse[:, :, 10:50]
         got.copy_(o[first]), got_lse.copy_(lse[first])
         for each in others:
-            lesson.merge_into(got, got_lse, o[each], lse[each])
+            assert lesson.merge_into(got, got, got_lse, o[each], lse[each]) is got
         torch.testing.assert_close(got.double(), want, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(got_lse.double(), want_lse, rtol=1e-6, atol=1e-6)
         for x in (room, room_lse):
             assert x[:, :, :10].isnan().all() and x[:, :, 50:].isnan().all()
+    want[:, :, 30:] = (weights[:2, :, :, 30:, None] * o[:2, :, :, 30:].double()).sum(0) / weights[:2, :, :, 30:, None].sum(0)
+    want[:, :, :30] = o[0, :, :, :30]                    # those of the last rows alone, into another type
+    got = lesson.merge_into(torch.full_like(o[0], torch.nan).half(), o[0], lse[0], o[1, :, :, 30:], lse[1, :, :, 30:].clone())
+    torch.testing.assert_close(got.double(), want, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("module,name", [("causal_and_multihead", "launch_v2"), ("warp_specialization", "forward_v4")])
