@@ -128,10 +128,7 @@ def checked(fn, given, want, backward):
 def timed(fn) -> dict:
     """Median and quartiles in ms of the slowest rank, call by call, and the most bytes that a call held on this rank."""
     scratch = clock.new_scratch()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    once = slowest(clock.call_times(fn, 1, scratch))[0]
-    peak = torch.cuda.max_memory_allocated() - before
+    (once,), peak = clock.held(lambda: slowest(clock.call_times(fn, 1, scratch)))
     if once < 1000 * SECONDS:                            # the first call may have asked the driver for memory
         once = slowest(clock.call_times(fn, 3, scratch))[-1]
     calls = max(FEWEST, min(MOST, int(1000 * SECONDS / once)))
