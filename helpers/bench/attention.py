@@ -131,24 +131,26 @@ def _busy(work, fn):
 
 @suite(seconds=80)
 def backward():
-    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
+    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v: CUDA
+    graphs."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
                **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
-        return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
+        return {name: functools.partial(by_autograd, fn, inputs, do) for name, fn in fns.items()}
     yield from _gradients(jobs, LENGTHS, WIDE_LENGTHS)
 
 
 @suite(seconds=20)
 def backward_ladder():
-    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048."""
+    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048: CUDA
+    graphs."""
     def jobs(N, D, is_causal, inputs, do):
         saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
-        steps = {name: lambda fn=fn: functools.partial(fn, *(x.detach() for x in inputs), *saved(), do)
+        steps = {name: lambda fn=fn: functools.partial(fn, *inputs, *saved(), do)
                  for name, fn in kernels.backward_steps(is_causal).items()}
         name = "SDPA cudnn"
         peers = {name: kernels.sdpa(kernels.BACKENDS[name], is_causal), kernels.FA4: kernels.fa4(is_causal)}
-        return steps | {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in peers.items()}
+        return steps | {name: functools.partial(by_autograd, fn, inputs, do) for name, fn in peers.items()}
     yield from _gradients(jobs, [TOKENS])
 
 
@@ -157,7 +159,6 @@ def _gradients(jobs, lengths, wide=()):
     for D, N in _sizes(lengths, wide):
         B, heads = TOKENS // N, HIDDEN // D
         *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
-        inputs = [x.detach().requires_grad_() for x in inputs]
         for is_causal in (False, True):
             want = functools.cache(functools.partial(_exact_gradients, *inputs, do, is_causal))
             for name, make in jobs(N, D, is_causal, inputs, do).items():
@@ -166,18 +167,20 @@ def _gradients(jobs, lengths, wide=()):
                 yield facts, functools.partial(kernels.tolerant, name, _backward, name, make, do, want, is_causal)
 
 
-def _by_autograd(fn, inputs, do):
+def by_autograd(fn, inputs, do):
     """A call that takes the gradients of fn, which was called once."""
-    o = fn(*inputs)
-    return lambda: torch.autograd.grad(o, inputs, do, retain_graph=True)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    o = fn(*leaves)
+    return lambda: torch.autograd.grad(o, leaves, do, retain_graph=True)
 
 
 def _backward(name, make, do, want, is_causal):
-    (B, heads, N, D), gradients = do.shape, make()
+    B, heads, N, D = do.shape
+    gradients, facts = clock.replayed(make)
     work = 2.5 * 4 * B * heads * N * N * D / (2 if is_causal else 1)     # five products, where forward has two
     error = max(clock.verified(f"{x} of {name}", dx[-1, -1], exact, BACKWARD_BOUND, f"N = {N}")
                 for x, dx, exact in zip(("dq", "dk", "dv"), gradients(), want()))
-    return dict(relative_error=error, **clock.rate(work, gradients))
+    return dict(relative_error=error, **clock.rate(work, gradients) | facts)
 
 
 def _exact_gradients(q, k, v, do, is_causal):

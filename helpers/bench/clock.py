@@ -17,16 +17,49 @@ ROW_MS = 150                                             # of calls that are tim
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
 
 
-def replayed(call):
-    """What launches a CUDA graph of the call, or the call itself if it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except Exception:                                    # a peer's: ours can
-        torch.cuda.synchronize()
-        return call
-    return graph.replay
+def replayed(make):
+    """launch, facts: launch() replays a CUDA graph of the call that make() returns, and returns what the call does.
+
+    So a kernel does not wait for the host. The result is NaN before the first replay. facts: whether it is `replayed`,
+    and the peak_bytes of a call. A peer's call that cannot be captured is launched as it is.
+    """
+    stream, graph = capturing(), torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call = make()                                    # autograd runs a backward pass on the stream of its forward
+        call()                                           # compiles
+        peak = held(call)[1]
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                result = call()
+            for x in result if isinstance(result, (tuple, list)) else [result]:
+                x.detach().fill_(float("nan"))
+        except Exception:
+            graph = None
+    torch.cuda.synchronize()
+    if not graph:                                        # the generator of random numbers would wait for its end
+        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(
+            torch.Generator("cuda").graphsafe_get_state())
+        return call, dict(replayed=False, peak_bytes=peak)
+
+    def launch(call=call):                               # whose tensors the graph reads
+        graph.replay()
+        return result
+    return launch, dict(replayed=True, peak_bytes=peak)
+
+
+@functools.cache
+def capturing():
+    """The stream on which graphs are captured."""
+    return torch.cuda.Stream()
+
+
+def held(call):
+    """What call() returns, and the most bytes it held beyond what was there."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    return result, torch.cuda.max_memory_allocated() - before
 
 
 def timing(fn) -> dict:
@@ -39,10 +72,7 @@ def timing(fn) -> dict:
     has been warm.
     """
     scratch = new_scratch()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    once = call_times(fn, 1, scratch)[0]
-    peak = torch.cuda.max_memory_allocated() - before
+    (once,), peak = held(lambda: call_times(fn, 1, scratch))
     calls = max(FEWEST, min(MOST, int(ROW_MS / once)))
     time.sleep(REST_S)
     call_times(fn, min(MOST, int(WARM_MS / once)), scratch)
