@@ -7,18 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from attention import (BOUNDS, FLASH, V3, V4, array, backward_with, causal_or_not, check_grads, close_grads, differentiable,
-                       each_empty_shape, each_type, each_value, grads, half_types, inputs, quarters, quietly, same,
-                       spoilt, wanted)
+                       each_empty_shape, each_type, each_value, grads, half_types, inputs, leaves, quarters, quietly,
+                       same, spoilt, wanted)
 from helpers import reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import backward_triton
 from helpers.lessons.backward_triton import dropout_mask, flash_attention as flash
-
-
-def leaves(*shape, dtype=torch.float32, seed=0):
-    """[q, k, v], which require gradients, and do."""
-    *tensors, do = inputs(*shape, dtype, seed, more=1)
-    return [x.requires_grad_() for x in tensors], do
 
 
 # ---------------------------------------------------------------- agreement with float64

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.autograd import forward_ad
 
-from attention import (FLASH, TYPES, V1, V2, V3, V4, VIEWS, array, check, close, each_empty_shape, each_function, each_kernel,
-                       each_kernel_of_many, each_type, each_value, inputs, quarters, quietly, result, spoilt)
+from attention import (FLASH, TYPES, V1, V2, V3, V4, VIEWS, array, check, close, default_type, each_default, each_empty_shape,
+                       each_function, each_kernel, each_kernel_of_many, each_type, each_value, inputs, quarters, quietly,
+                       result, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import causal_and_multihead, flash_attention_triton
@@ -311,16 +312,12 @@ def test_refuses_tiles(attention, tiles, error_type, message):
 
 
 @each_kernel
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@each_default
 def test_the_default_type_changes_nothing(attention, default):
     tensors = attention.inputs(1, 2, 1, 20, 30, 16)
     want = result(attention, tensors, is_causal=attention.many)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    with default_type(default):
         assert equal(result(attention, tensors, is_causal=attention.many), want)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("change,error_type,message", [

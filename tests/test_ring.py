@@ -10,8 +10,8 @@ import torch
 from helpers import bench, device, lessons, process
 from helpers.bench import ring as suite
 from helpers.lessons import many_gpus as lesson
-from helpers.ranks import Ranks
-from on_ranks import attends_elsewhere, compares, cuts, dies, repeats, trains
+from helpers.process.ranks import Ranks
+from on_ranks import attends_elsewhere, compares, cuts, dies, repeats, trains, trains_a_gpt
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,12 @@ def test_unequal_lengths_second_derivatives_and_foreign_groups(ranks):
 
 def test_inside_a_model_with_ddp_on_another_axis(ranks):
     assert all(difference < 1e-6 * largest for difference, largest in ranks(trains))
+
+
+def test_attention_in_a_model_under_ddp(ranks):
+    """The operator and the layer of the lesson on models: every rank has the mean of all gradients."""
+    first, *others = ranks(trains_a_gpt)
+    assert first[1] and all(other == first for other in others)
 
 
 # ---------------------------------------------------------------- ranks that fail (the last: they end the processes)

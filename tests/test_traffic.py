@@ -13,8 +13,9 @@ from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from helpers import device, lessons, reference, traffic
+from helpers import device, lessons, reference
 from helpers.bench import clock, ncu
+from helpers.interpreter import traffic
 
 interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="kernels run on the GPU, the interpreter is counted")
 FLASH = ("flash_attention_triton", "flash_attention_v1")

@@ -40,8 +40,8 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
         if "fp8" in name:
             kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
         facts = dict(name=name, **kernels.version(name), dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
-        yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-            _forward, name, fn, inputs, want, bound, last, work, times or clock.timing, more, replays))
+        yield facts, functools.partial(kernels.tolerant, name, _forward, name, fn, inputs, want, bound, last, work,
+                                       times or clock.timing, more, replays)
 
 
 def _forward(name, fn, inputs, want, bound, last, work, times, more, replays):
@@ -169,8 +169,7 @@ def _gradients(jobs, lengths, wide=()):
             for name, make in jobs(N, D, is_causal, inputs, do).items():
                 facts = dict(name=name, **kernels.version(name), dtype="float16", batch=B, heads=heads, N=N, D=D,
                              is_causal=is_causal)
-                yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-                    _backward, name, make, do, want, is_causal))
+                yield facts, functools.partial(kernels.tolerant, name, _backward, name, make, do, want, is_causal)
 
 
 def by_autograd(fn, inputs, do):

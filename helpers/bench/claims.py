@@ -48,7 +48,7 @@ def types():
     """float32, float16, bfloat16 and FP8: matrix products, then attention, and its difference from the standard one."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         facts = dict(name="matrix product", dtype=str(dtype).removeprefix("torch."), n=PRODUCT)
-        yield facts, functools.partial(kernels.tolerant, "standard", functools.partial(_product, dtype))
+        yield facts, functools.partial(kernels.tolerant, "standard", _product, dtype)
     for shape in SHAPES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             fns = {**kernels.peers(False), **versions(), **(eight_bits(shape[3]) if dtype == torch.float16 else {})}

@@ -35,7 +35,7 @@ def _beside(B, kv_heads, N):
     for name, make in _calls(q, k, v).items():
         facts = dict(name=name, dtype="float8_e4m3fn" if "FP8" in name else "float16", batch=B, heads=HEADS,
                      kv_heads=kv_heads, N=N, D=D)
-        yield facts, functools.partial(kernels.tolerant, name, functools.partial(_step, name, make, want, k))
+        yield facts, functools.partial(kernels.tolerant, name, _step, name, make, want, k)
 
 
 def _calls(q, k, v):

@@ -149,13 +149,13 @@ def flex(N: int, is_causal: bool, **options):
     return lambda q, k, v: compiled()(q, k, v)
 
 
-def tolerant(name: str, measure) -> dict:
-    """measure(), or {"error": why} if memory runs out, if a peer fails, or if a kernel of ours refuses its arguments.
+def tolerant(name: str, measure, *arguments) -> dict:
+    """measure(*arguments), or {"error": why}: memory runs out, a peer fails, or a kernel of ours refuses its arguments.
 
     Any other failure of ours, a wrong result above all, is raised.
     """
     try:
-        return measure()
+        return measure(*arguments)
     except torch.OutOfMemoryError:
         error = "out of memory"
     except Exception as problem:

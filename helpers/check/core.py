@@ -53,13 +53,13 @@ def apart(got, want):
     return next((f"{got:.{n}g}", f"{want:.{n}g}") for n in range(4, 18) if n == 17 or f"{got:.{n}g}" != f"{want:.{n}g}")
 
 
-def differences(names, got, want, tolerance=1e-5):
-    """`difference` for a function that returns several arrays, of these names."""
+def differences(names, got, want, tolerance=1e-5, look=None):
+    """`difference` for a function that returns several arrays, of these names; of those in `look` only, if it is given."""
     names = names.split()
     if not isinstance(got, (tuple, list)) or len(got) != len(names):
         return f"it returned {type(got).__name__}, expected {' and '.join(names)}"
-    found = [difference(x, y, tolerance) for x, y in zip(got, want)]
-    return first(problem and f"{name}: {problem}" for name, problem in zip(names, found))
+    found = [(name, difference(x, y, tolerance)) for name, x, y in zip(names, got, want) if look is None or name in look]
+    return first(problem and f"{name}: {problem}" for name, problem in found)
 
 
 def near(what, got, want, tolerance):

@@ -2,7 +2,7 @@
 import numpy as np
 
 from helpers import check
-from mistakes.ways import in_place
+from mistakes.ways import in_place, mistaken
 
 inf = np.inf
 
@@ -14,8 +14,7 @@ def safe_softmax(s, axis=1, low=-inf, high=inf, common=False, mask=-inf, guard=T
     return p / (np.where((l == 0) & guard, 1, l) + eps)
 
 
-def safe(**mistake):
-    return lambda s: safe_softmax(s, **mistake)
+safe = mistaken(safe_softmax)
 
 
 def online_softmax(s, start=-inf, cap=inf, shrink=True, guard=True, last=False, alpha=lambda x: x):
@@ -28,8 +27,7 @@ def online_softmax(s, start=-inf, cap=inf, shrink=True, guard=True, last=False, 
     return m, l
 
 
-def online(**mistake):
-    return lambda s: online_softmax(s, **mistake)
+online = mistaken(online_softmax)
 
 
 def merge(a, b, shrink_a=True, shrink_b=True, shrink_acc=True, measure=max, guard=True, alpha=lambda x: x):
@@ -41,8 +39,7 @@ def merge(a, b, shrink_a=True, shrink_b=True, shrink_acc=True, measure=max, guar
     return m, l, alpha_a * acc_a + alpha_b * acc_b if shrink_acc else acc_a + acc_b
 
 
-def merging(**mistake):
-    return lambda a, b: merge(a, b, **mistake)
+merging = mistaken(merge)
 
 
 def merge_in_place(a, b):
@@ -60,8 +57,7 @@ def combine(o, lse, mean=False, top=False, shift=max, mask=-inf, guard=True):
     return p_o @ o / (l if l or not guard else 1.0), m if top else m + np.log(p.sum())
 
 
-def combining(**mistake):
-    return lambda o, lse: combine(o, lse, **mistake)
+combining = mistaken(combine)
 
 
 SQUARED, ROOT, ONE_OR_NONE = (lambda alpha: alpha**2), (lambda alpha: alpha**0.5), (lambda alpha: 1.0 * (alpha == 1))

@@ -2,6 +2,7 @@
 import numpy as np
 
 from helpers import check
+from mistakes.ways import mistaken
 
 
 # ---------------------------------------------------------------- merging
@@ -15,8 +16,7 @@ def merge(o_a, lse_a, o_b, lse_b, lse=lambda m, l: m + np.log(l), top=np.maximum
         return divide(a[:, None] * o_a + b[:, None] * o_b, l), lse(m, l)
 
 
-def merges(**mistake):
-    return lambda *pair: merge(*pair, **mistake)
+merges = mistaken(merge)
 
 
 def by_logaddexp(o_a, lse_a, o_b, lse_b):
@@ -72,8 +72,7 @@ def go_round(q, k, v, size, hand_on, attend, merge, wait_first=True, post_first=
     return o, lse
 
 
-def rounds(**mistake):
-    return lambda *a: go_round(*a, **mistake)
+rounds = mistaken(go_round)
 
 
 def waits_for_the_next(q, k, v, size, hand_on, attend, merge):
