@@ -306,7 +306,8 @@ def test_a_call_is_replayed_or_launched_as_it_is(monkeypatch, captured):
         graphsafe_set_state = graphsafe_get_state = lambda self, *state: seen.append("generator")
         wait_stream = lambda self, other: None
         __enter__, __exit__ = lambda self: now.append(1), lambda self, *problem: now.clear()
-    for name in ("CUDAGraph", "Stream", "stream", "graph", "current_stream", "synchronize", "reset_peak_memory_stats"):
+    for name in ("CUDAGraph", "Stream", "stream", "graph", "current_stream", "synchronize", "reset_peak_memory_stats",
+                 "graph_pool_handle"):
         monkeypatch.setattr(torch.cuda, name, lambda *given, **options: Graph())
     peaks = iter((8, 24))
     for name in ("memory_allocated", "max_memory_allocated"):
@@ -315,6 +316,7 @@ def test_a_call_is_replayed_or_launched_as_it_is(monkeypatch, captured):
     monkeypatch.setattr(torch.cuda, "default_generators", [Graph()])
     monkeypatch.setattr(clock.torch, "Generator", lambda device: Graph())
     monkeypatch.setattr(clock, "capturing", Graph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda index, pool: seen.append("pool"), raising=False)
     def call():
         seen.append(len(now))
         if len(now) > 1 and not captured:
@@ -323,7 +325,7 @@ def test_a_call_is_replayed_or_launched_as_it_is(monkeypatch, captured):
     launch, facts = clock.replayed(lambda: call)
     assert facts == dict(replayed=captured, peak_bytes=16) and result.isnan().all() == captured
     assert launch() is result and (result == float(captured)).all()
-    assert seen == [1, 1, 2] + ([] if captured else ["generator", "generator", 0])       # 2: while it is captured
+    assert seen == [1, 1, 2] + ([] if captured else ["generator", "generator", "pool", 0])       # 2: while it is captured
 
 
 # one run, interrupted and resumed

@@ -25,11 +25,12 @@ def random_inputs(*shape, dtype=torch.float16):
     return torch.randn(3, *shape, device=DEVICE).to(dtype)
 
 
-def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None):
+def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None,
+             replays=False):
     """A job for each of fns, {name: fn(q, k, v)}, on random inputs of one shape [B, heads, N, D], forward.
 
-    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times; the
-    rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
+    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times, with
+    `replays` those of a CUDA graph; the rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
     """
     (B, heads, N, D), inputs = shape, random_inputs(*shape, dtype=dtype)
     work = 4 * B * heads * N * N * D / (2 if is_causal else 1)
@@ -39,22 +40,25 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
         if "fp8" in name:
             kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
         facts = dict(name=name, **kernels.version(name), dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
-        yield facts, functools.partial(
-            kernels.tolerant, name, _forward, name, fn, inputs, want, bound, last, work, times or clock.timing, more)
+        yield facts, functools.partial(kernels.tolerant, name, _forward, name, fn, inputs, want, bound, last, work,
+                                       times or clock.timing, more, replays)
 
 
-def _forward(name, fn, inputs, want, bound, last, work, times, more):
-    error = clock.verified(name, fn(*inputs)[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
-    taken = times(lambda: fn(*inputs))
+def _forward(name, fn, inputs, want, bound, last, work, times, more, replays):
+    call, facts = functools.partial(fn, *inputs), {}
+    if replays:
+        call, facts = clock.replayed(lambda: call)
+    error = clock.verified(name, call()[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
+    taken = times(call) | facts
     added = more(fn, *inputs) if more else {}
     return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken, **added)
 
 
-def _over_lengths(fns, lengths=LENGTHS, wide=()):
+def _over_lengths(fns, lengths=LENGTHS, wide=(), **options):
     """Jobs of fns(D, N, is_causal) for TOKENS tokens in all and hidden size HIDDEN, without and with a causal mask."""
     for D, N in _sizes(lengths, wide):
         for is_causal in (False, True):
-            yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal)
+            yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal, **options)
 
 
 def _sizes(lengths, wide):
@@ -78,13 +82,14 @@ def flash_attention_v2():
         "v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
 
 
-@suite(seconds=160)
+@suite(seconds=175)
 def forward():
-    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
+    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward: CUDA
+    graphs."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
         kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
-        wide=WIDE_LENGTHS)
+        wide=WIDE_LENGTHS, replays=True)
 
 
 def versions(**options):
@@ -129,7 +134,7 @@ def _busy(work, fn):
                 watts=float(seen[1]))
 
 
-@suite(seconds=80)
+@suite(seconds=85)
 def backward():
     """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v: CUDA
     graphs."""

@@ -1,4 +1,5 @@
 """How the course measures: times from CUDA events, and where, when and from which commit a number comes."""
+import contextlib
 import datetime
 import functools
 import os
@@ -23,23 +24,25 @@ def replayed(make):
     So a kernel does not wait for the host. The result is NaN before the first replay. facts: whether it is `replayed`,
     and the peak_bytes of a call. A peer's call that cannot be captured is launched as it is.
     """
-    stream, graph = capturing(), torch.cuda.CUDAGraph()
+    stream, graph, pool = capturing(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         call = make()                                    # autograd runs a backward pass on the stream of its forward
         call()                                           # compiles
         peak = held(call)[1]
         try:
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph, pool, stream):
                 result = call()
             for x in result if isinstance(result, (tuple, list)) else [result]:
                 x.detach().fill_(float("nan"))
         except Exception:
             graph = None
     torch.cuda.synchronize()
-    if not graph:                                        # the generator of random numbers would wait for its end
-        torch.cuda.default_generators[torch.cuda.current_device()].graphsafe_set_state(
-            torch.Generator("cuda").graphsafe_get_state())
+    if not graph:                                        # what still believes that it is captured
+        index = torch.cuda.current_device()
+        torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, pool)
         return call, dict(replayed=False, peak_bytes=peak)
 
     def launch(call=call):                               # whose tensors the graph reads

@@ -35,7 +35,7 @@ def cuts(N: int) -> torch.Tensor:
     return torch.tensor([0, *sorted(inner.tolist()), N], dtype=torch.int32, device=DEVICE)
 
 
-@suite(seconds=330)
+@suite(seconds=260)
 def masks():
     """A window of 1024, documents of 1024 tokens on average, a prefix of 1024, ALiBi, a soft cap of 30, and packed
     documents, of other lengths and of one, all causal, in float16: 16384 tokens in all, hidden size 2048: CUDA graphs.

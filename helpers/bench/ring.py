@@ -44,8 +44,8 @@ def ring():
                     for name in NAMES if N <= ALL_UP_TO else NAMES[:2]:
                         facts = dict(name=name, dtype="float16", batch=1, heads=HEADS, N=N, D=D, is_causal=is_causal,
                                      backward=backward, gpus=1 if name == "one GPU" else size)
-                        yield facts, functools.partial(kernels.tolerant, name.replace("PyTorch,", "SDPA"), functools.partial(
-                            _slowest, ask, name, N, is_causal, backward))
+                        yield facts, functools.partial(kernels.tolerant, name.replace("PyTorch,", "SDPA"), _slowest, ask, name,
+                                                       N, is_causal, backward)
     finally:
         for ranks in running:
             ranks.close()
