@@ -134,5 +134,5 @@ def equal(name, expected, *keys):
     """A case: fn returns exactly what expected does, for each tuple of arguments."""
     def problem(fn, *arguments):
         got, want = fn(*arguments), expected(*arguments)
-        return "" if got == want else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
+        return "" if (tuple(got) if isinstance(got, list) else got) == want else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
     return over("")(problem, *keys)

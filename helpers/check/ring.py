@@ -25,6 +25,7 @@ def merge_ranks(fn):
         ("every row has weights of its own", merged(_merged, (*_pair(LSE[0], LSE[1]), "o"))),
         ("lse is that of all keys", merged(_merged, (*_pair(LSE[0], LSE[1]), "lse"))),
         ("lse of 8e3, of either sign", merged(_merged, (*_pair(*far), "both", 1e-3))),     # steps of float32
+        ("lse far below 0", merged(_merged, (*_pair(LSE[0] - 1e30, LSE[1] - 2e30), "both"))),
         ("lse far apart give no inf and no NaN", merged(_merged, (*_pair(LSE[0], LSE[1] + 200), "both"),
                                                        (*_pair(LSE[0] + 200, LSE[1]), "both"))),
         ("a row that one rank has no key for", merged(_merged, (*_pair(LSE[0] + blind, LSE[1]), "both"),
