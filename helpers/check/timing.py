@@ -10,16 +10,16 @@ PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)        # a GPU on whi
 
 
 class ToyGPU:
-    """A GPU made of five numbers, to practise timing on: what goes wrong on a real one goes wrong here.
+    """A GPU made of five numbers, to practise timing on. What goes wrong on a real one does here.
 
-    Times are in microseconds. A call puts work into the queue and returns at once, as on a real GPU.
+    Times are in microseconds. A call puts work into a queue and returns at once, as on a real GPU.
     """
 
     def __init__(self, kernel=200, cached=120, compile=900_000, flush=60, slow_every=0):
         self.kernel_us, self.cached_us, self.compile_us = kernel, cached, compile
         self.flush_us = flush
-        self.slow_every = slow_every                # every so many calls, one takes ten times as long
-        self.host = self.queue_ends = 0.0           # the host's clock, and when the GPU will be idle
+        self.slow_every = slow_every            # every so many calls, one takes ten times as long
+        self.host = self.queue_ends = 0.0       # the host's clock, and when the GPU will be idle
         self.calls, self.in_cache = 0, False
 
     def clock(self):
@@ -45,7 +45,7 @@ class ToyGPU:
         self.host = max(self.host, self.queue_ends)
 
     def _launch(self, us):
-        self.host += 5                              # what a launch costs the host
+        self.host += 5                          # what a launch costs the host
         self.queue_ends = max(self.queue_ends, self.host) + us
 
 
