@@ -88,7 +88,7 @@ def new_scratch() -> torch.Tensor:
 
 
 def call_times(fn, calls: int, scratch: torch.Tensor) -> list:
-    """The time of each of so many calls of fn, in ms, between two events, after scratch was overwritten to flush L2."""
+    """The ms of each of so many calls of fn, between events; before each, scratch flushes L2."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     for start, end in events:
         scratch.zero_()

@@ -29,6 +29,7 @@ def merge_splits(fn):
         ("each row has parts of its own", on(right, (3, 4), (5, 8))),
         ("a number of parts that is no power of two", on(right, (1, 3), (1, 33))),
         ("lse near 1e4 and near -1e4", on(right, (1, 4, 1e4), (1, 4, -1e4))),
+        ("lse far below 0", on(right, (1, 4, -1e30, 0, 1e29))),
         ("lse far apart give no inf and no NaN", on(right, (1, 4, 0, 0, 500), (1, 4, 0, 0, -500))),
         ("a part without keys weighs nothing", on(right, (1, 4, 0, 1), (1, 4, -1e4, 3))),
         ("a row without any key", on(right, (1, 4, 0, 4))),

@@ -134,5 +134,6 @@ def equal(name, expected, *keys):
     """A case: fn returns exactly what expected does, for each tuple of arguments."""
     def problem(fn, *arguments):
         got, want = fn(*arguments), expected(*arguments)
-        return "" if got == want else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
+        alike = (tuple(got) if isinstance(got, list) else got) == want
+        return "" if alike else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
     return over("")(problem, *keys)

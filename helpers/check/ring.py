@@ -25,6 +25,7 @@ def merge_ranks(fn):
         ("every row has weights of its own", merged(_merged, (*_pair(a, b), ("o",)))),
         ("lse is that of all keys", merged(_merged, (*_pair(a, b), ("lse",)))),
         ("lse of 8e3, of either sign", merged(_merged, (*_pair(a + far, b + far), None, 1e-3))),       # steps of float32
+        ("lse far below 0", merged(_merged, (*_pair(a - 1e30, b - 2e30), None))),
         ("lse far apart give no inf and no NaN", merged(_merged, _pair(a, b + 200), _pair(a + 200, b))),
         ("a row that one rank has no key for", merged(_merged, _pair(a + blind, b), _pair(a, b + blind))),
         ("a row that neither has a key for", merged(_merged, _pair(a + blind, b + blind))),

@@ -42,6 +42,7 @@ MERGE = dict(right=[merge, by_logaddexp], wrong={
     "every row has weights of its own": [merges(weight=lambda x: 0 * x + x.mean()), merges(divide=lambda o, l: o)],
     "lse is that of all keys": [merges(lse=lambda m, l: m), merges(lse=lambda m, l: np.log(l))],
     "lse of 8e3, of either sign": [merges(top=lambda a, b: np.zeros_like(a))],
+    "lse far below 0": [merges(blind=lambda m, low=low: np.maximum(m, low)) for low in (-1e4, -1e9)],
     "lse far apart give no inf and no NaN": [merges(top=lambda a, b: a), merges(top=lambda a, b: b)],
     "a row that one rank has no key for": by_difference,
     "a row that neither has a key for": [merges(blind=lambda m: m), merges(divide=lambda o, l: o / l[:, None])],

@@ -81,6 +81,7 @@ LARGEST = {
     "one head": [lambda v: v.float().amax(1), lambda v: v.float().abs().amax(2)],
     "several heads": finding(heads=1),
     "a length that is no multiple of a tile": finding(masked=False),
+    "the result is float32": lambda v: largest(v).to(v.dtype),
     "every output element is written": when(largest, lambda v: True, lambda o, v: torch.empty_like(o)),
     "nothing is written outside of the tensors": lambda v: beyond_the_end(largest(v)),
     "sectors of v are fetched whole and once": [beside, finding(columns=1), finding(columns=8),
