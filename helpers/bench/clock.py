@@ -16,6 +16,7 @@ import triton
 REST_S, WARM_MS = 0.05, 75                              # before each row: no work at all, then calls that are not timed
 ROW_MS = 150                                             # of calls that are timed
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
+capturing = functools.cache(torch.cuda.Stream)           # the stream of all captures
 
 
 def replayed(make):
@@ -49,12 +50,6 @@ def replayed(make):
         graph.replay()
         return result
     return launch, dict(replayed=True, peak_bytes=peak)
-
-
-@functools.cache
-def capturing():
-    """The stream on which graphs are captured."""
-    return torch.cuda.Stream()
 
 
 def held(call):
