@@ -1,6 +1,7 @@
 """Queries and a cache: contiguous or in pages, in the type of q or in eight bits."""
 import torch
 
+from helpers.device import INTERPRETED
 from helpers.validate.heads import groups
 from helpers.validate.inputs import equal, kinds_of, remembered, served, strides, together
 
@@ -51,9 +52,9 @@ def _cache_fits(kinds):
 def cache_numbers(lengths, block_table, N_max: int, pages: int, page: int):
     """ValueError for a length that is not 0 to N_max, or a page in use that is not 0 to pages - 1, saying where.
 
-    It reads the numbers. On a GPU that would wait for all work that is under way: there, kernels answer with NaN.
+    In the interpreter only: on a GPU the host would wait for all work that is under way. There, kernels answer with NaN.
     """
-    for b, length in enumerate(lengths.tolist()):
+    for b, length in enumerate(lengths.tolist() if INTERPRETED else ()):
         if not 0 <= length <= N_max:
             raise ValueError(f"lengths[{b}] is {length}: expected 0 to {N_max}, for which the cache has room")
         used = [] if block_table is None else block_table[b, :-(-length // page)].tolist()

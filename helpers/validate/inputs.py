@@ -105,7 +105,7 @@ def strides(name, shape, steps):
 def no_gradient(**named):
     """Raise ValueError if autograd would expect a gradient: a kernel without a backward pass would silently drop it."""
     for name, x in named.items():
-        if x.requires_grad and torch.is_grad_enabled():
+        if torch.is_grad_enabled() and isinstance(x, torch.Tensor) and x.requires_grad:
             raise ValueError(f"{name} requires a gradient, and this kernel has no backward pass: "
                              f"call it under torch.no_grad(), or pass {name}.detach()")
 
