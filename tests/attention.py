@@ -166,6 +166,8 @@ def _parametrized(*chosen):
 
 each_kernel = _parametrized(V1, V2, V3, V4)              # flash_attention's forward kernel is v2's, bit for bit
 each_kernel_of_many = _parametrized(V2, V3, V4)
+each_kernel_and_type = pytest.mark.parametrize("attention,dtype", [          # float32 is V2's in V3 and V4, bit for bit, too
+    pytest.param(x, dtype, id=f"{x.name}-{dtype}") for x in (V1, V2, V3, V4) for dtype in TYPES[x.dtype == torch.float16:]])
 each_function = pytest.mark.parametrize("attention", [V2, FLASH, V3, V4], ids=lambda x: x.name)       # on any machine
 differentiable = pytest.mark.parametrize("attention", [FLASH, V3, V4], ids=lambda x: x.name)
 
