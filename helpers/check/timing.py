@@ -81,7 +81,8 @@ def median_time(fn):
         ("two slow calls in five change nothing",
          _same("that is a tenth slower now and then", gpu=TwoInFive, cached=1100)),
         ("two fast calls in five change nothing",
-         _same("that is a tenth faster now and then", gpu=TwoInFive, cached=900))
+         _same("that is a tenth faster now and then", gpu=TwoInFive, cached=900)),
+        ("as many calls as asked for", _count)
     ], fn)
 
 
@@ -93,6 +94,12 @@ def _same(what, calls=20, gpu=ToyGPU, **change):
         before, after = fn(ToyGPU(**PLAIN), calls), fn(gpu(**PLAIN | change), calls)
         return near(f"{KERNEL} {what}", after, before, 0.02)
     return case
+
+
+def _count(fn):
+    few, many = ToyGPU(**PLAIN), ToyGPU(**PLAIN)
+    fn(few, 9), fn(many, 29)
+    return "" if many.calls - few.calls == 20 else f"with calls = 9 the kernel runs {few.calls} times, with 29 {many.calls}"
 
 
 # ---------------------------------------------------------------- a report of the hardware's counters
