@@ -145,7 +145,7 @@ def _type(fn, v):
     return "" if (got := fn(v).dtype) == torch.float32 else f"it is {str(got)[6:]}"
 
 
-_on = over("{} heads of {} rows", _values)
+_on = over("v [{}, {}, 64]", _values)
 _right = agrees(lambda v: v.float().abs().amax(1).cpu().numpy())
 _shapes = (1, 128), (2, 1000)
 LARGEST = [("one head", _on(_right, (1, 128), (1, 1024))), ("several heads", _on(_right, (3, 512))),
