@@ -24,7 +24,8 @@ RULE = "Tensor[] tensors, Tensor[] learning, str mask, str score, int BLOCK, flo
 
 
 def operator(name: str, forward, fake, backward, second):
-    """forward(q, k, v, *rule) -> o, lse as an operator of PyTorch; fake makes its results without numbers.
+    """forward(q, k, v, *rule) -> o, lse as an operator of PyTorch; fake makes its results without numbers, o in memory
+    like q, as each gradient lies like its tensor.
 
     backward(q, k, v, o, lse, do, dlse, *rule) -> dq, dk, dv, and float32 gradients of the tensors that may learn, is an
     operator as well: torch.compile looks into neither. `second` is its derivative. A rule is what RULE says.
@@ -47,7 +48,7 @@ def operator(name: str, forward, fake, backward, second):
     gradients = opaque(f"{name}_backward", backward, "q k v o lse do dlse", "Tensor, Tensor, Tensor, Tensor[]")
     made.register_fake(fake)
     gradients.register_fake(lambda q, k, v, o, lse, do, dlse, tensors, learning, *rest: (
-        *(x.new_empty(x.shape) for x in (q, k, v)), [torch.empty_like(x, dtype=torch.float32) for x in learning]))
+        *(fake(x, k, v)[0] for x in (q, k, v)), [torch.empty_like(x, dtype=torch.float32) for x in learning]))
     made.register_autograd(differentiate, setup_context=save)
     gradients.register_autograd(second)
     return made

@@ -9,8 +9,9 @@ from torch.library import opcheck
 
 import attention as att
 from attention import TYPES, VIEWS, array, each_type, each_value, quietly
-from helpers import device, reference, traffic
+from helpers import device, reference
 from helpers.check.core import poisoned
+from helpers.interpreter import traffic
 from helpers.lessons import attention_in_a_model as model, decoding as lesson
 
 decode = lesson.decode_attention
