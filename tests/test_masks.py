@@ -109,7 +109,7 @@ def check(tensors, seen, change=None, learned=(), sink=None, **options):
 @pytest.mark.parametrize("name,N_q,N_k,dtype,BLOCK", [
     ("causal", 30, 50, F32, 64), ("causal", 70, 40, F16, 64), ("window", 40, 70, F16, 32), ("window", 50, 30, F32, 64),
     ("prefix", 70, 70, F16, 64), ("documents", 70, 70, BF16, 64), ("first keys", 30, 40, F32, 32),
-    ("band", 40, 40, F16, 32), ("tensor", 30, 40, F16, 16), ("nothing", 20, 20, F32, 16)])
+    ("band", 40, 40, F16, 32), ("tensor", 30, 40, F16, 16), ("nothing", 20, 20, F32, 16), ("causal", 30, 50, F16, 256)])
 def test_masks(name, N_q, N_k, dtype, BLOCK):
     """With groups and several tiles, some of the map's larger than the kernel's."""
     arguments, sizes, seen = case(name, N_q, N_k)
