@@ -29,8 +29,8 @@ __global__ void matmul_naive(const float* a, const float* b, float* c, int M, in
     c[row * N + col] = sum;
 }
 
-// The block brings in one tile of a and one of b, each thread one element of each. From shared memory every element is
-// then used TILE times.
+// The block brings in one tile of a and one of b, each thread one element of each. From shared
+// memory every element is then used TILE times.
 __global__ void matmul_tiled(const float* a, const float* b, float* c, int M, int N, int K) {
     __shared__ float a_tile[TILE][TILE];
     __shared__ float b_tile[TILE][TILE];
@@ -45,7 +45,7 @@ __global__ void matmul_tiled(const float* a, const float* b, float* c, int M, in
         for (int k = 0; k < TILE; k++) sum += a_tile[y][k] * b_tile[k][x];
         __syncthreads();                     // everyone has read them before they are overwritten
     }
-    if (row < M && col < N) c[row * N + col] = sum;  // no early return above: the barriers need every thread
+    if (row < M && col < N) c[row * N + col] = sum;  // no early return: barriers need all threads
 }
 
 int main(int argc, char** argv) {

@@ -6,17 +6,19 @@ constexpr int THREADS = 256;                             // of one block
 
 // One thread for one element. The threads of the last block that are left over do nothing.
 __global__ void vec_add(const float* a, const float* b, float* c, size_t n) {
-    size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;  // 32 bits are too few from 2^32 elements on
+    size_t i = size_t(blockIdx.x) * blockDim.x + threadIdx.x;  // 32 bits end at 2^32 elements
     if (i < n) c[i] = a[i] + b[i];
 }
 
-// One thread for four neighbours, which travel as one float4: the same bytes with a quarter of the loads.
+// One thread for four neighbours, which travel as one float4: the same bytes in a quarter
+// of the loads.
 __global__ void vec_add_float4(const float* a, const float* b, float* c, size_t n) {
     size_t i = 4 * (size_t(blockIdx.x) * blockDim.x + threadIdx.x);
     if (i + 4 <= n) {
         float4 x = reinterpret_cast<const float4*>(a)[i / 4];
         float4 y = reinterpret_cast<const float4*>(b)[i / 4];
-        reinterpret_cast<float4*>(c)[i / 4] = make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
+        reinterpret_cast<float4*>(c)[i / 4] =
+            make_float4(x.x + y.x, x.y + y.y, x.z + y.z, x.w + y.w);
     } else {
         for (; i < n; i++) c[i] = a[i] + b[i];  // the last one, two or three elements
     }

@@ -48,29 +48,26 @@ def _page(ax, x, y, number, used):
     colour = OWNERS.get(number, "white")
     for row in range(PAGE):
         filled = row < used
-        ax.add_patch(plt.Rectangle((x + 0.42 * row, y), 0.42, 0.6, facecolor=colour if filled else "white",
+        ax.add_patch(plt.Rectangle((x + 0.42 * row, y), 0.42, 0.45, facecolor=colour if filled else "white",
                                    edgecolor=INK if number in OWNERS else HBM, linewidth=0.8))
-    ax.text(x + 0.84, y + 0.85, f"page {number}", ha="center", va="center", fontsize=8, color=INK)
+    ax.text(x + 0.42 * PAGE + 0.15, y + 0.22, f"page {number}", va="center", fontsize=8, color=INK)
 
 
 def block_table():
     """Two tables on the left, a heap of eight pages on the right, and an arrow from each entry to its page."""
     fig, ax = plt.subplots(figsize=(7.2, 3.4))
-    corner = {number: (5.6 + 2.3 * (number % 2), 0.2 + 1.25 * (number // 2)) for number in range(8)}
     fill = {5: PAGE, 2: PAGE, 7: 2, 0: 3}
-    for number, (x, y) in corner.items():
-        _page(ax, x, y, number, fill.get(number, 0))
+    for number in range(8):
+        _page(ax, 5.6, 0.62 * number, number, fill.get(number, 0))
     for b, table in enumerate(TABLES):
-        y = 1.1 + 2.2 * b
-        ax.text(0, y - 0.35, f"sequence {b}: {LENGTHS[b]} tokens, table", fontsize=9, color=INK, va="center")
+        y = 0.85 + 2.45 * b
+        ax.text(0, y - 0.3, f"sequence {b}: {LENGTHS[b]} tokens, table", fontsize=9, color=INK, va="center")
         for j, number in enumerate(table):
             colour = OWNERS[number]
-            ax.add_patch(plt.Rectangle((0.9 * j, y), 0.8, 0.6, facecolor=colour, edgecolor=INK, linewidth=0.8))
-            ax.text(0.9 * j + 0.4, y + 0.3, number, ha="center", va="center", fontsize=10, color=ink_on(colour))
-            at, line = corner[number], as_ink(colour if colour != SRAM else HBM)
-            ax.annotate("", (at[0] - 0.05, at[1] + 0.3), (0.9 * j + 0.4, y + 0.6 if b else y),
-                        arrowprops=dict(arrowstyle="->", color=line, linewidth=1,
-                                        connectionstyle=f"arc3,rad={0.15 if b else -0.15}"))
-    ax.set(xlim=(-0.1, 9.8), ylim=(5.1, -0.1))
+            ax.add_patch(plt.Rectangle((1.2, y + 0.5 * j), 0.8, 0.45, facecolor=colour, edgecolor=INK, linewidth=0.8))
+            ax.text(1.6, y + 0.5 * j + 0.22, number, ha="center", va="center", fontsize=10, color=ink_on(colour))
+            ax.annotate("", (5.55, 0.62 * number + 0.22), (2.02, y + 0.5 * j + 0.22), arrowprops=dict(
+                arrowstyle="->", color=as_ink(colour if colour != SRAM else HBM), linewidth=1))
+    ax.set(xlim=(-0.1, 8.3), ylim=(5, -0.1))
     ax.axis("off")
     return fig

@@ -1,7 +1,7 @@
 """Drawings about where numbers live and when they move: the memory hierarchy, and attention's two loop orders."""
 import matplotlib.pyplot as plt
 
-from helpers.gpus import GPUS
+from helpers.records.gpus import GPUS
 from helpers.plotting import HBM, INK, KEY, OUTPUT, QUERY, SRAM, VALUE, ink_on
 
 REGISTERS_KB, SHARED_BYTES_PER_CLOCK = 256, 128          # of one SM, on all four architectures of the table

@@ -63,11 +63,12 @@ def capability(x: torch.Tensor) -> int:
 
 
 def multiprocessors(x: torch.Tensor) -> int:
-    """How many multiprocessors x's GPU has. The simulator passes for two, which work one after the other."""
-    return torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 2
+    """How many multiprocessors x's GPU has. Interpreter and simulator pass for two, which work one after the other."""
+    return _multiprocessors(x.device) if x.is_cuda else 2
 
 
 _major = functools.cache(lambda gpu: torch.cuda.get_device_capability(gpu)[0])           # asked at each launch
+_multiprocessors = functools.cache(lambda gpu: torch.cuda.get_device_properties(gpu).multi_processor_count)
 
 
 def dot_type(dtype: torch.dtype) -> tl.dtype:

@@ -54,12 +54,16 @@ def variant(topic: str, *changes):
 
     It is not what an import finds. Raises ValueError if there is not one such place.
     """
-    code = source(topic)
+    return module_of(changed(source(topic), changes, f"lesson {topic!r}"), f"{topic}_{next(_variants)}")
+
+
+def changed(code: str, changes, where: str) -> str:
+    """The source with these (old, new) lines. `where` says in an error what it is the source of."""
     for old, new in changes:
         if code.count(old) != 1:
-            raise ValueError(f"{old!r} stands {code.count(old)} times in lesson {topic!r}, and not once")
+            raise ValueError(f"{old!r} stands {code.count(old)} times in {where}, and not once")
         code = code.replace(old, new)
-    return module_of(code, f"{topic}_{next(_variants)}")
+    return code
 
 
 def module_of(code: str, name: str):

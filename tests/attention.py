@@ -22,6 +22,7 @@ each_type = pytest.mark.parametrize("dtype", TYPES, ids=str)
 half_types = pytest.mark.parametrize("dtype", TYPES[1:], ids=str)
 causal_or_not = pytest.mark.parametrize("is_causal", [False, True])
 each_value = pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+each_default = pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
 each_empty_shape = pytest.mark.parametrize("shape", [(0, 2, 2, 5, 5, 8), (1, 0, 0, 5, 5, 8), (1, 2, 2, 0, 5, 8),
                                                      (1, 2, 2, 5, 0, 8), (1, 2, 1, 0, 0, 8)])
 needs_fp8 = pytest.mark.skipif(not TUNED, reason="needs compute capability 9.0 or 10.0")
@@ -35,6 +36,12 @@ def inputs(B, heads, kv_heads, N_q, N_k, D, dtype=torch.float32, seed=0, more=0)
     generator = torch.Generator().manual_seed(seed)
     shapes = [(heads, N_q), (kv_heads, N_k), (kv_heads, N_k)] + more * [(heads, N_q)]
     return [torch.randn(B, h, N, D, generator=generator).to(device.DEVICE, dtype) for h, N in shapes]
+
+
+def leaves(*shape, dtype=torch.float32, seed=0):
+    """[q, k, v], which require gradients, and do."""
+    *tensors, do = inputs(*shape, dtype, seed, more=1)
+    return [x.requires_grad_() for x in tensors], do
 
 
 def quarters(tensors):
@@ -78,6 +85,23 @@ def nan_in_new_memory():
         return filled
     with mock.patch.multiple(torch, empty=filling(torch.empty), empty_like=filling(torch.empty_like)):
         yield
+
+
+@contextmanager
+def default_type(dtype):
+    """Floating-point tensors are of this type if nobody says another."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def compiled(fn, **options):
+    """torch.compile of a function as one graph, with nothing left of what was compiled before."""
+    torch.compiler.reset()
+    return torch.compile(fn, fullgraph=True, **dict(backend="aot_eager") | options)
 
 
 # ---------------------------------------------------------------- who computes it
@@ -142,6 +166,8 @@ def _parametrized(*chosen):
 
 each_kernel = _parametrized(V1, V2, V3, V4)              # flash_attention's forward kernel is v2's, bit for bit
 each_kernel_of_many = _parametrized(V2, V3, V4)
+each_kernel_and_type = pytest.mark.parametrize("attention,dtype", [          # float32 is V2's in V3 and V4, bit for bit, too
+    pytest.param(x, dtype, id=f"{x.name}-{dtype}") for x in (V1, V2, V3, V4) for dtype in TYPES[x.dtype == torch.float16:]])
 each_function = pytest.mark.parametrize("attention", [V2, FLASH, V3, V4], ids=lambda x: x.name)       # on any machine
 differentiable = pytest.mark.parametrize("attention", [FLASH, V3, V4], ids=lambda x: x.name)
 

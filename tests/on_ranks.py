@@ -2,8 +2,10 @@
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
 
 from helpers import reference
+from helpers.lessons import attention_in_a_model
 from helpers.lessons.many_gpus import ring_attention, shard, unshard
 
 
@@ -97,23 +99,33 @@ class Layer(torch.nn.Module):
         return self.out(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
+def gradients(make, x, wrapped=lambda model: model):
+    """Of all parameters of a model, after one step on x."""
+    torch.manual_seed(0)
+    model = make()
+    parallel = wrapped(model)                            # as long as it lives, it averages
+    parallel(x).square().mean().backward()
+    return [p.grad for p in model.parameters()]
+
+
 def trains():
     """2 sequences on 2 rings of 2 ranks, DDP over all: how far gradients are from one process's, and their largest."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "ring"))
     group, row = mesh["ring"].get_group(), mesh["data"].get_local_rank()
-
-    def gradients(attend, x, wrapped):
-        torch.manual_seed(0)
-        layer = Layer(attend)
-        parallel = wrapped(layer)                        # as long as it lives, it averages
-        parallel(x).square().mean().backward()
-        return [p.grad for p in layer.parameters()]
-
     x = torch.randn(2, 16, 16, generator=torch.Generator().manual_seed(5))
-    found = gradients(lambda *tensors: ring_attention(*tensors, group=group, is_causal=True),
-                      shard(x[row:row + 1], group), torch.nn.parallel.DistributedDataParallel)
-    want = gradients(lambda *tensors: standard(*tensors, True, None)[0], x, lambda layer: layer)
+    found = gradients(lambda: Layer(lambda *tensors: ring_attention(*tensors, group=group, is_causal=True)),
+                      shard(x[row:row + 1], group), DistributedDataParallel)
+    want = gradients(lambda: Layer(lambda *tensors: standard(*tensors, True, None)[0]), x)
     return max((a - b).abs().max().item() for a, b in zip(found, want)), max(x.abs().max().item() for x in want)
+
+
+def trains_a_gpt():
+    """A row of tokens on each rank, DDP over all: the gradients, and whether they are one process's of all rows."""
+    def make():
+        return attention_in_a_model.GPT(attention_in_a_model.TritonFlashAttention, 5, 16, 16, 2, 1)
+    tokens = torch.randint(5, (4, 12), generator=torch.Generator().manual_seed(1))
+    found, want = gradients(make, tokens[dist.get_rank(), None], DistributedDataParallel), gradients(make, tokens)
+    return [x.tolist() for x in found], all(torch.allclose(*pair, rtol=1e-3, atol=1e-6) for pair in zip(found, want))
 
 
 def dies():

@@ -48,10 +48,12 @@ NAMES = itertools.count()
 
 def module(source, *changes):
     """A module of this source, for each (old, new) with new in the one place of old."""
-    for old, new in changes:
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    return lessons.module_of(source, f"ring_{next(NAMES)}")
+    return lessons.module_of(lessons.changed(source, changes, "a source"), f"ring_{next(NAMES)}")
+
+
+def versions(source, name):
+    """versions(source, name)(*changes) is what has this name in such a module."""
+    return lambda *changes: getattr(module(source, *changes), name)
 
 
 def describe(x, *block):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from helpers import ROOT, lessons, reference
-from helpers.gpus import GPUS
+from helpers.records.gpus import GPUS
 
 sys.path.insert(0, str(ROOT / "figures"))
 import draw_memory

@@ -7,18 +7,12 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from attention import (BOUNDS, FLASH, V3, V4, array, backward_with, causal_or_not, check_grads, close_grads, differentiable,
-                       each_empty_shape, each_type, each_value, grads, half_types, inputs, quarters, quietly, same,
-                       spoilt, wanted)
+                       each_empty_shape, each_type, each_value, grads, half_types, inputs, leaves, quarters, quietly,
+                       same, spoilt, wanted)
 from helpers import reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import backward_triton
 from helpers.lessons.backward_triton import dropout_mask, flash_attention as flash
-
-
-def leaves(*shape, dtype=torch.float32, seed=0):
-    """[q, k, v], which require gradients, and do."""
-    *tensors, do = inputs(*shape, dtype, seed, more=1)
-    return [x.requires_grad_() for x in tensors], do
 
 
 # ---------------------------------------------------------------- agreement with float64
@@ -59,7 +53,7 @@ def test_versions_with_another_forward_pass(attention, shape, dtype):
 BLOCKS = st.tuples(st.sampled_from([16, 32, 64]), st.sampled_from([16, 32, 64]))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(N_q=st.integers(0, 80), N_k=st.integers(0, 80), D=st.integers(1, 32), is_causal=st.booleans(),
        scale=st.floats(-2, 2), dkdv=BLOCKS, dq=BLOCKS, groups=st.sampled_from([(1, 1), (2, 1), (4, 2)]),
        dropout_p=st.sampled_from([0.0, 0.0, 0.3]), seed=st.integers(0, 99))
@@ -95,7 +89,7 @@ def test_large_logits(scale, is_causal):
 @each_type
 @causal_or_not
 def test_no_worse_than_twice_pytorch(is_causal, dtype):
-    tensors, do = leaves(1, 2, 2, 150, 150, 64, dtype=dtype)
+    tensors, do = leaves(1, 1, 1, 150, 150, 64, dtype=dtype)
     exact = reference.attention_grads(*tensors, do, is_causal=is_causal)
     theirs = torch.autograd.grad(reference.torch_attention(*tensors, is_causal=is_causal), tensors, do)
     ours = torch.autograd.grad(flash(*tensors, is_causal=is_causal), tensors, do)

@@ -25,10 +25,11 @@ def small(monkeypatch):
         return dict(TIMES)
     monkeypatch.setattr(clock, "timing", timing)
     monkeypatch.setattr(clock, "call_times", lambda fn, calls, scratch: [fn() is None or 1.0])
+    monkeypatch.setattr(clock, "replayed", lambda make: (make(), dict(replayed=False)))
     sizes = {attention: dict(TOKENS=64, HIDDEN=128, ONE_HEAD=[48], FLEX_LENGTHS=[], LENGTHS=[32], WIDE_LENGTHS=[],
                              LAST=16),
              claims: dict(BATCHES=[2], SHORT_TO_LONG=[16, 40], SHORT=16, LAST=16, TABLE_LENGTH=40,
-                          PRODUCT=256, replayed=lambda call: call,
+                          PRODUCT=256,
                           SHAPES=[(1, 2, 48, 32), (1, 1, 48, 64)]),
              programs: dict(VECTORS=[1000], ELEMENTS=2**10, LENGTHS=[256], SIZES=[32])}
     for module, values in sizes.items():
@@ -177,7 +178,7 @@ def test_a_launch_is_timed_by_the_wall_clock(elsewhere, monkeypatch):
 
 def test_decoding_at_small_sizes(small, monkeypatch):
     for name, value in dict(HEADS=4, D=16, BATCHES=(1, 2), KV_HEADS=(2,), LENGTHS=(64, 256), USUAL=(2, 2, 64), FLEX=[],
-                            MOST=2**15, SHORT=64, CALLS=2, replayed=lambda call: call).items():
+                            MOST=2**15, SHORT=64, CALLS=2).items():
         monkeypatch.setattr(decoding, name, value)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     rows = measured("decoding")
@@ -295,6 +296,36 @@ def test_long_and_short_calls_are_timed_often_enough(monkeypatch, ms, calls):
     gpu.fn()
     found = clock.timing(gpu.fn)
     assert found["calls"] == calls and found["median_ms"] == pytest.approx(ms)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_a_call_is_replayed_or_launched_as_it_is(monkeypatch, captured):
+    result, now, seen = torch.zeros(3), [], []
+    class Graph(run.contextlib.nullcontext):
+        replay = lambda self: result.fill_(1)
+        graphsafe_set_state = graphsafe_get_state = lambda self, *state: seen.append("generator")
+        wait_stream = lambda self, other: None
+        __enter__, __exit__ = lambda self: now.append(1), lambda self, *problem: now.clear()
+    for name in ("CUDAGraph", "Stream", "stream", "graph", "current_stream", "synchronize", "reset_peak_memory_stats",
+                 "graph_pool_handle"):
+        monkeypatch.setattr(torch.cuda, name, lambda *given, **options: Graph())
+    peaks = iter((8, 24))
+    for name in ("memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: next(peaks))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "default_generators", [Graph()])
+    monkeypatch.setattr(clock.torch, "Generator", lambda device: Graph())
+    monkeypatch.setattr(clock, "capturing", Graph)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", lambda index, pool: seen.append("pool"), raising=False)
+    def call():
+        seen.append(len(now))
+        if len(now) > 1 and not captured:
+            raise RuntimeError("not permitted when a stream is capturing")
+        return result
+    launch, facts = clock.replayed(lambda: call)
+    assert facts == dict(replayed=captured, peak_bytes=16) and result.isnan().all() == captured
+    assert launch() is result and (result == float(captured)).all()
+    assert seen == [1, 1, 2] + ([] if captured else ["generator", "generator", "pool", 0])       # 2: while it is captured
 
 
 # one run, interrupted and resumed

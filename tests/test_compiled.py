@@ -172,17 +172,19 @@ def eight_bits():
 
 
 def specialized():
-    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 64, False, 1), ("fp16", 128, True, 1),
-                                       ("fp16", 128, False, 1), ("fp16", 256, True, 1), ("fp16", 256, False, 1),
-                                       ("bf16", 128, True, 4), ("fp8", 128, True, 1), ("fp8", 128, False, 1)):
-        eight, sizes = dtype == "fp8", warp_specialization.tiles_ws(D, 16384, 16384, is_causal, dtype == "fp8")
+    for dtype, D, is_causal, group, N in (
+            ("fp16", 64, True, 1, 512), ("fp16", 64, True, 1, 2048), ("fp16", 64, True, 1, 16384),
+            ("fp16", 64, False, 1, 16384), ("fp16", 128, True, 1, 16384), ("fp16", 128, False, 1, 16384),
+            ("fp16", 256, True, 1, 16384), ("fp16", 256, False, 1, 16384), ("bf16", 128, True, 4, 16384),
+            ("fp8", 128, True, 1, 16384), ("fp8", 128, False, 1, 16384)):
+        eight, sizes = dtype == "fp8", warp_specialization.tiles_ws(D, N, N, is_causal, dtype == "fp8")
         made = descriptors("fp8e4nv" if eight else dtype, 64, sizes.pop("BLOCK_N"), D, turned=eight)
         made |= SCALES if eight else dict.fromkeys(SCALES)
         kind = "fp16" if eight else dtype              # a tile of o, in shared memory, if there is room
         made |= dict(o=f"tensordesc<{kind}[1, 1, 64, {D}]>", o_strides=None) if D <= 128 else dict(o="*fp16")
-        made |= sizes | dict(N_q=16384, counter="*i32", items=2048, IS_CAUSAL=is_causal, FP8=eight, group=group)
+        made |= sizes | dict(N_q=N, counter="*i32", items=2048, IS_CAUSAL=is_causal, FP8=eight, group=group)
         yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made, (LOAD, ROOM),
-                   stack=16 if D == 64 else 0)
+                   stack=8 if (D, is_causal) == (64, False) else 0)
         if (dtype, D, is_causal, group) == ("fp16", 128, True, 1):             # a partial result, for a ring of GPUs
             made = {name: x for name, x in made.items() if name != "o_strides"} | dict(o="*fp32")
             yield Case("warp_specialization", "flash_attention_ws_kernel", 90, dtype, D, made)

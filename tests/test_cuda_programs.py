@@ -1,4 +1,7 @@
 """The CUDA programs give right results, notice wrong ones, and move what the formulas say."""
+import itertools
+import re
+
 import pytest
 
 from helpers import cuda
@@ -44,15 +47,22 @@ WRONG = [                                          # program, a statement of it,
 SIZES = {"vec_add.cu": (1001,), "matrix_add_mul.cu": (40, 33, 64), "attention.cu": (40, 70, 1)}
 
 
+BARRIERS = {"vec_add.cu": 0, "matrix_add_mul.cu": 2, "attention.cu": 9}          # how many each has
+
+
 def with_mutants(program):
-    """The program with every wrong statement in it; MUTANT holds the number of the one that replaces the right one."""
-    text = cuda.show(program).replace('#include "harness.cuh"', '#include "harness.cuh"\n'
-                                      'static const int mutant = atoi(getenv("MUTANT"));')
+    """The program with every wrong statement in it, and barriers that can be left out: MUTANT holds the number of the
+    statement that replaces the right one, or "barrier" and the number of the barrier that is skipped."""
+    text = cuda.show(program)
     for number, (where, right, wrong, _) in enumerate(WRONG):
         if where == program:
             assert right in text
-            text = text.replace(right, f"if (mutant == {number}) {{ {wrong} }} else {{ {right} }}", 1)
-    return text
+            text = text.replace(right, f'if (mutant == "{number}") {{ {wrong} }} else {{ {right} }}', 1)
+    numbers = itertools.count()
+    text = re.sub(r"__syncthreads\(\);", lambda m: f'if (mutant != "barrier {next(numbers)}") __syncthreads();', text)
+    assert next(numbers) == BARRIERS[program]
+    return text.replace('#include "harness.cuh"', '#include "harness.cuh"\n'
+                        'static const std::string mutant = getenv("MUTANT");')
 
 
 @pytest.mark.parametrize("number", range(len(WRONG)))
@@ -63,9 +73,17 @@ def test_a_wrong_kernel_fails(number, monkeypatch):
         cuda.run(with_mutants(program), *SIZES[program], emulate=True)
 
 
+@pytest.mark.parametrize("program, barrier", [(program, i) for program in BARRIERS for i in range(BARRIERS[program])])
+def test_every_barrier_is_needed(program, barrier, monkeypatch):
+    """Leave out one __syncthreads() of a program, any one: the emulator names the race, whatever the results are."""
+    monkeypatch.setenv("MUTANT", f"barrier {barrier}")
+    printed = cuda.run(with_mutants(program), 40, 50, 40 if program == "matrix_add_mul.cu" else 1, emulate=True, check=False)
+    assert "with no __syncthreads() in between: a race" in printed
+
+
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_without_a_wrong_statement_nothing_fails(program, monkeypatch):
-    monkeypatch.setenv("MUTANT", "-1")
+    monkeypatch.setenv("MUTANT", "none")
     assert "FAIL" not in cuda.run(with_mutants(program), *SIZES[program], emulate=True)
 
 

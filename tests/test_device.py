@@ -21,13 +21,6 @@ def test_one_line_for_nbval():
     assert ("interpret" in device.describe()) == device.INTERPRETED == (device.DEVICE == "cpu")
 
 
-def test_triton_imported_too_early():
-    if not device.INTERPRETED:
-        pytest.skip("with a GPU the order does not matter")
-    done = python("import triton; from helpers import device")
-    assert "ImportError: triton was imported before helpers.device" in done.stderr
-
-
 PRETEND = """
 import os, torch
 for wish, gpu, capability in {cases}:
@@ -39,7 +32,14 @@ for wish, gpu, capability in {cases}:
     torch.cuda.is_available = lambda: gpu
     torch.cuda.get_device_capability = lambda device=0: [capability, (12, 0)][device]   # the second GPU is a better one
     torch.cuda.get_device_name = lambda device=0: ["Tesla T4", "a second GPU"][device]
-    from helpers import device
+    if wish == "too late":
+        os.environ["TRITON_INTERPRET"] = ""
+        import triton
+    try:
+        from helpers import device
+    except ImportError as problem:
+        print(problem, flush=True)
+        os._exit(0)
     import triton
     assert device.INTERPRETED == triton.knobs.runtime.interpret
     print(device.INTERPRETED, device.DEVICE, device.describe().partition(" (torch")[0], sep="; ", flush=True)
@@ -53,7 +53,9 @@ CHOICES = {                                              # (TRITON_INTERPRET, is
     ("", True, (8, 0)): f"False; cuda; {T4}8.0",
     ("off", True, (7, 5)): f"False; cuda; {T4}7.5",
     ("yes", True, (9, 0)): f"True; cpu; {T4}9.0, not in use: Triton runs in its interpreter, as TRITON_INTERPRET asks",
-    (None, True, (7, 5)): f"True; cpu; {T4}7.5: Triton's kernels here need 8.0, so Triton runs in its interpreter"}
+    (None, True, (7, 5)): f"True; cpu; {T4}7.5: Triton's kernels here need 8.0, so Triton runs in its interpreter",
+    ("too late", False, (0, 0)): "triton was imported before helpers.device, so its interpreter can no longer be turned on: "
+                                 "restart the kernel and run the notebook's first code cell first"}
 
 
 def test_the_choice_is_triton_s_and_is_told():

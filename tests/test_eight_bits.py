@@ -7,8 +7,8 @@ import torch
 import triton
 from hypothesis import given, settings, strategies as st
 
-from attention import (V3, V4, VIEWS, array, causal_or_not, close, each_empty_shape, half_types, inputs,
-                       long_tiles, nan_in_new_memory, needs_fp8, quietly, spoilt)
+from attention import (V3, V4, VIEWS, array, causal_or_not, close, default_type, each_default, each_empty_shape, each_value,
+                       half_types, inputs, long_tiles, nan_in_new_memory, needs_fp8, quietly, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import fp8, warp_specialization
@@ -216,7 +216,7 @@ def test_is_deterministic(attention, dtype):
 @each_version
 @quietly
 @causal_or_not
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@each_value
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_what_a_nan_or_an_infinity_spoils(attention, which, is_causal, value):
     """A query's row, what sees a key, a feature of v: an infinity counts as NaN. The rest is as without it."""
@@ -232,15 +232,12 @@ def test_what_a_nan_or_an_infinity_spoils(attention, which, is_causal, value):
     np.testing.assert_array_equal(np.isnan(lse), lost.all(3))
 
 
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@each_default
 def test_the_default_type_changes_nothing(default):
     tensors = inputs(1, 1, 1, 20, 30, 16, torch.float16)
-    want, before = v3(*tensors, precision="fp8"), torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    want = v3(*tensors, precision="fp8")
+    with default_type(default):
         assert torch.equal(v3(*tensors, precision="fp8"), want)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @quietly

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch.autograd import forward_ad
 
-from attention import (FLASH, TYPES, V1, V2, V3, V4, VIEWS, array, check, close, each_empty_shape, each_function, each_kernel,
-                       each_kernel_of_many, each_type, each_value, inputs, quarters, quietly, result, spoilt)
+from attention import (FLASH, TYPES, V1, V2, V3, V4, VIEWS, array, check, close, default_type, each_default, each_empty_shape,
+                       each_function, each_kernel, each_kernel_and_type, each_kernel_of_many, each_value, inputs, quarters,
+                       quietly, result, spoilt)
 from helpers import device, reference
 from helpers.check.core import poisoned, unwritten
 from helpers.lessons import causal_and_multihead, flash_attention_triton
@@ -22,8 +23,7 @@ def equal(x, y):
 
 # ---------------------------------------------------------------- agreement with float64
 
-@each_kernel
-@each_type
+@each_kernel_and_type
 @pytest.mark.parametrize("N_q,N_k", [(1, 1), (17, 17), (113, 113), (128, 128), (200, 200), (1, 113), (50, 130),
                                      (130, 50), (256, 128), (70, 0), (0, 70)])
 def test_any_length(attention, N_q, N_k, dtype):
@@ -31,19 +31,23 @@ def test_any_length(attention, N_q, N_k, dtype):
         check(attention, attention.inputs(1, 1, 1, N_q, N_k, 16, dtype), is_causal=is_causal)
 
 
-@each_kernel
-@each_type
+@each_kernel_and_type
 @pytest.mark.parametrize("D", [1, 3, 7, 8, 16, 40, 64, 128, 200, 256])
 def test_any_head_dimension(attention, D, dtype):
     check(attention, attention.inputs(1, 1, 1, 70, 70, D, dtype), is_causal=attention.many)
 
 
-@each_kernel
-@each_type
+@each_kernel_and_type
 @pytest.mark.parametrize("D", [64, 256])
 def test_several_tiles(attention, D, dtype):
     N = 70 if dtype == torch.float32 else 200             # whose tiles are smaller
     check(attention, attention.inputs(1, 1, 1, N, N, D, dtype), is_causal=attention.many)
+
+
+@pytest.mark.parametrize("attention", [V3, V4], ids=lambda x: x.name)
+def test_float32_is_for_v2(attention):
+    tensors = inputs(2, 4, 2, 50, 70, 24)
+    assert equal(result(attention, tensors, is_causal=True), result(V2, tensors, is_causal=True))
 
 
 @each_kernel_of_many
@@ -68,8 +72,7 @@ def test_any_call(attention, N_q, N_k, D, is_causal, scale, groups, dtype, BLOCK
           is_causal=is_causal and attention.many)
 
 
-@each_kernel
-@each_type
+@each_kernel_and_type
 def test_no_worse_than_twice_pytorch(attention, dtype):
     tensors = attention.inputs(1, 1, 1, 200, 200, 64, dtype)
     for is_causal in attention.masks:
@@ -190,8 +193,7 @@ def test_steps_of_zero(attention, axes):
     check(attention, [x.expand(2, 3, -1, -1) for x in tensors], is_causal=True)
 
 
-@each_kernel
-@each_type
+@each_kernel_and_type
 def test_is_deterministic(attention, dtype):
     tensors = attention.inputs(1, 2, 1, 130, 130, 32, dtype)
     assert equal(*(result(attention, tensors, is_causal=attention.many) for _ in range(2)))
@@ -311,16 +313,12 @@ def test_refuses_tiles(attention, tiles, error_type, message):
 
 
 @each_kernel
-@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@each_default
 def test_the_default_type_changes_nothing(attention, default):
     tensors = attention.inputs(1, 2, 1, 20, 30, 16)
     want = result(attention, tensors, is_causal=attention.many)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(default)
-    try:
+    with default_type(default):
         assert equal(result(attention, tensors, is_causal=attention.many), want)
-    finally:
-        torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("change,error_type,message", [

@@ -10,10 +10,11 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from helpers import device, traffic
+from helpers import device
 
 if not device.INTERPRETED:
     pytest.skip("kernels run on the GPU", allow_module_level=True)
+from helpers.interpreter import traffic
 from helpers.interpreter.accesses import MemoryFault
 
 

@@ -4,7 +4,6 @@ import inspect
 import json
 import multiprocessing
 import pickle
-import subprocess
 import sys
 import traceback
 import types
@@ -12,7 +11,7 @@ import types
 import pytest
 import torch
 
-from helpers import ROOT, device, lessons
+from helpers import device, lessons
 from helpers.lessons import vector_add_triton
 
 
@@ -27,13 +26,6 @@ def write(tmp_path, monkeypatch):
     yield written
     sys.modules.pop("helpers.lessons.x", None)
     vars(lessons).pop("x", None)
-
-
-def in_another_process(code, *arguments):
-    """What a Python that knows nothing of this one prints."""
-    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 # ---------------------------------------------------------------- in this process
@@ -139,26 +131,24 @@ def test_a_lesson_that_fails_says_where_and_is_not_kept(write):
 
 # ---------------------------------------------------------------- in others
 
-def test_pickle_and_torch_save(tmp_path):
+def read_back(pickled, saved):
+    """What has become of functions, classes, a tuple, a layer and tensors."""
+    add, Attention, stream = pickle.loads(pickled)
+    layer, x, y = torch.load(saved, weights_only=False)
+    return [add.__module__, Attention.__name__, stream.step, type(layer).__module__, isinstance(layer, Attention),
+            torch.equal(layer(x), y), add(x, x).equal(2 * x)]
+
+
+def test_pickle_torch_save_and_spawn(tmp_path):
+    """A new process gets a lesson's function by its name, and imports the lesson for it."""
     model = lessons.attention_in_a_model
     torch.manual_seed(0)
     layer = model.TritonFlashAttention(16, 2, causal=True).to(device.DEVICE)
     x = torch.randn(1, 5, 16, device=device.DEVICE)
     stream = lessons.causal_and_multihead.Stream(1, 2, 3)
-    (tmp_path / "pickled").write_bytes(pickle.dumps((vector_add_triton.add, model.Attention, stream)))
+    pickled = pickle.dumps((vector_add_triton.add, model.Attention, stream))
     torch.save((layer, x, layer(x)), tmp_path / "saved")
-    printed = in_another_process("""
-import pickle, sys, torch
-add, Attention, stream = pickle.load(open(sys.argv[1], "rb"))
-print(add.__module__, Attention.__name__, stream.step)
-layer, x, y = torch.load(sys.argv[2], weights_only=False)
-print(type(layer).__module__, isinstance(layer, Attention), torch.equal(layer(x), y), add(x, x).equal(2 * x))
-""", tmp_path / "pickled", tmp_path / "saved")
-    assert printed.splitlines() == ["helpers.lessons.vector_add_triton Attention 3",
-                                    "helpers.lessons.attention_in_a_model True True True"]
-
-
-def test_spawn():
-    """A new process gets a lesson's function by its name, and imports the lesson for it."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        assert pool.apply(lessons.attention_in_a_model.encode, ("hello",))[1] == "ehlo"
+        assert pool.apply(model.encode, ("hello",))[1] == "ehlo"
+        assert pool.apply(read_back, (pickled, tmp_path / "saved")) == [
+            "helpers.lessons.vector_add_triton", "Attention", 3, "helpers.lessons.attention_in_a_model", True, True, True]

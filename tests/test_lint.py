@@ -189,7 +189,7 @@ def test_code_cells_are_short(name):
 @every_lesson
 def test_outputs_are_short_and_hold_no_stderr_no_error_no_address(name):
     for cell in code_cells(name):
-        assert max(map(len, printed(cell).splitlines()), default=0) <= 120, printed(cell)
+        assert max(map(len, printed(cell).splitlines()), default=0) <= 100, printed(cell)
         assert not re.search(r"0x[0-9a-f]{6,}", printed(cell)), cell.source
         for output in cell.outputs:
             assert output.get("name") != "stderr", cell.source

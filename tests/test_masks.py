@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch.library import opcheck
 
-from attention import BOUNDS, VIEWS, inputs, misaligned, nan_in_new_memory, quietly
+from attention import BOUNDS, VIEWS, compiled, inputs, nan_in_new_memory, quietly
 from helpers import device, lessons, reference, rules
 from helpers.lessons import masks_and_scores as lesson
 
@@ -161,8 +161,7 @@ def test_scales(scale):
 
 @pytest.mark.parametrize("layout", ["[B, N, heads, D]", "every second row", "features apart", "misaligned"])
 def test_layouts(layout):
-    tensors = [VIEWS[layout][0](x) if layout != "misaligned" else misaligned(x)
-               for x in inputs(1, 2, 1, 30, 40, 16, F16, more=1)]
+    tensors = map(VIEWS[layout][0], inputs(1, 2, 1, 30, 40, 16, F16, more=1))
     arguments, _, seen = case("causal", 30, 40)
     check(tensors, seen, mask=block_map(*arguments))
 
@@ -223,7 +222,7 @@ def test_lists():
 
 @pytest.mark.skipif(not device.INTERPRETED, reason="counts in the interpreter")
 def test_no_tile_is_visited_that_is_not_on_the_map():
-    from helpers import traffic
+    from helpers.interpreter import traffic
     q, k, v, do = (x.requires_grad_() for x in inputs(1, 1, 1, 96, 96, 16, more=1))
     mask = block_map(lesson.window, 96, 96, (0, 20), BLOCK=32)
     with traffic.count() as moved:
@@ -282,11 +281,6 @@ def test_offsets_that_were_changed_in_place_are_mapped_again():
 
 # ---------------------------------------------------------------- the operator
 
-def compiled(fn, **options):
-    torch.compiler.reset()
-    return torch.compile(fn, fullgraph=True, backend="aot_eager", **options)
-
-
 def test_one_graph():
     *tensors, do = inputs(1, 2, 2, 20, 20, 16, more=1)
     slopes = torch.linspace(-1, 1, 80, device=device.DEVICE).requires_grad_()
@@ -334,8 +328,8 @@ def test_rules_have_one_name_each():
 
 # ---------------------------------------------------------------- what is refused
 
-def q_k_v(N=8, **options):
-    return inputs(1, 2, 2, N, N, 16)
+def q_k_v():
+    return inputs(1, 2, 2, 8, 8, 16)
 
 
 def wrong(error, said):

@@ -1,33 +1,21 @@
-"""attention as an operator of PyTorch: compiled, checkpointed, captured, on several processes; and what it refuses."""
-import concurrent.futures
+"""attention as an operator of PyTorch: compiled, checkpointed, captured; and what it refuses."""
 import inspect
 
-import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from attention import BOUNDS, VIEWS, causal_or_not, close_grads, grads, half_types, inputs, wanted
-from helpers import ROOT, device, lessons, process
+from attention import BOUNDS, VIEWS, causal_or_not, close_grads, compiled, grads, half_types, inputs, leaves, wanted
+from helpers import device, lessons
 from helpers.lessons import attention_in_a_model as lesson
 
 attention = lesson.attention
 gpu = pytest.mark.gpu
 SHAPE = (1, 2, 1, 9, 11, 8)                              # B, heads, kv_heads, N_q, N_k, D
 backends = pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=gpu)])
-
-
-def compiled(fn, **options):
-    torch.compiler.reset()
-    return torch.compile(fn, fullgraph=True, **dict(dict(backend="aot_eager"), **options))
-
-
-def leaves(*shape, dtype=torch.float32, seed=0):
-    return [x.requires_grad_() for x in inputs(*(shape or SHAPE), dtype, seed)]
 
 
 def no_recompilation():
@@ -126,7 +114,7 @@ def test_one_graph_serves_every_length(backend):
     fn = compiled(attention, dynamic=True, backend=backend)
     for N in (9, 12, 40):
         with no_recompilation() if N > 9 else torch.compiler.set_stance("default"):
-            tensors = leaves(1, 2, 1, N, N + 3, 8)
+            tensors, _ = leaves(1, 2, 1, N, N + 3, 8)
             close_grads(grads(fn, tensors, torch.ones_like(tensors[0]), is_causal=True),
                         wanted(tensors, torch.ones_like(tensors[0]), is_causal=True), BOUNDS[torch.float32])
 
@@ -151,7 +139,7 @@ def test_numbers_may_change():
 @backends
 def test_every_compiled_call_draws_its_seed(backend):
     """In the graph, not while it is made; torch.manual_seed repeats it."""
-    fn, (q, k, v) = compiled(attention, backend=backend), leaves(1, 2, 2, 24, 24, 8)
+    fn, (q, k, v) = compiled(attention, backend=backend), leaves(1, 2, 2, 24, 24, 8)[0]
     torch.manual_seed(1)
     first, second = (one_mask(fn, q, k, v, dropout_p=0.5) for _ in range(2))
     torch.manual_seed(1)
@@ -189,7 +177,7 @@ def test_autocast_inside_of_a_graph():
 @gpu
 def test_compiled_for_few_launches():
     """mode="reduce-overhead" makes CUDA graphs, and must not replay one seed."""
-    fn, (q, k, v) = compiled(attention, backend="inductor", mode="reduce-overhead"), leaves(2, 4, 4, 256, 256, 64)
+    fn, (q, k, v) = compiled(attention, backend="inductor", mode="reduce-overhead"), leaves(2, 4, 4, 256, 256, 64)[0]
     seen = [one_mask(fn, q, k, v, dropout_p=0.5).detach().clone() for _ in range(5)]
     assert not any(torch.equal(seen[i], seen[j]) for i in range(5) for j in range(i))
     torch.testing.assert_close(fn(q, k, v), attention(q, k, v), rtol=1e-4, atol=1e-4)
@@ -219,8 +207,7 @@ def test_cuda_graph_of_the_forward_pass(shape):
 @gpu
 @pytest.mark.parametrize("shape", LONG, ids=str)
 def test_cuda_graph_of_forward_and_backward(shape):
-    tensors = leaves(*shape, dtype=torch.float16)
-    do = torch.randn_like(tensors[0])
+    tensors, do = leaves(*shape, dtype=torch.float16)
 
     def step():
         return torch.autograd.grad(attention(*tensors, enable_gqa=True), tensors, do)
@@ -252,7 +239,7 @@ def test_another_stream():
     torch.testing.assert_close(o, want)
 
 
-# ---------------------------------------------------------------- checkpoints, autocast, several processes
+# ---------------------------------------------------------------- checkpoints, autocast
 
 @pytest.mark.parametrize("use_reentrant,compile_it", [(False, False), (True, False), (False, True)])
 def test_a_checkpoint_drops_the_same_weights_again(use_reentrant, compile_it):
@@ -283,35 +270,6 @@ def test_autocast_casts_as_pytorch_does(dtype):
         attention(leaf, k, v).float().sum().backward()
         assert leaf.grad.dtype == torch.float32
     assert attention(q, k, v).dtype == torch.float32
-
-
-def gradients_of(rows, wrapped=lambda model: model):
-    """Gradients of a small model after one step on these of 2 rows, as lists."""
-    torch.manual_seed(0)
-    model = lesson.GPT(lesson.TritonFlashAttention, 5, 16, 16, 2, 1).to(device.DEVICE)
-    tokens = torch.randint(5, (2, 12), generator=torch.Generator().manual_seed(1)).to(device.DEVICE)
-    parallel = wrapped(model)
-    parallel(tokens[rows]).square().mean().backward()
-    return [p.grad.tolist() for p in model.parameters()]
-
-
-def one_of_two(rank, store):
-    """gradients_of one row, averaged with those of the other process."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = gradients_of([rank], torch.nn.parallel.DistributedDataParallel)
-    dist.destroy_process_group()
-    return found
-
-
-def test_distributed_data_parallel(tmp_path):
-    def run(rank):
-        return process.call("test_operator", "one_of_two", rank, str(tmp_path / "store"), TRITON_INTERPRET="1",
-                            PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", OMP_NUM_THREADS="1")
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(run, (0, 1))
-    for a, b, both in zip(first, second, gradients_of([0, 1]), strict=True):
-        assert a == b
-        np.testing.assert_allclose(a, both, rtol=1e-3, atol=1e-6)
 
 
 # ---------------------------------------------------------------- what it refuses
@@ -354,7 +312,7 @@ def test_a_forward_mode_tangent_is_refused_in_a_graph():
 
 @pytest.mark.parametrize("fn", [attention, compiled(attention)], ids=["eager", "compiled"])
 def test_a_second_derivative_is_refused(fn):
-    q, k, v = leaves(1, 2, 2, 5, 5, 8)
+    (q, k, v), _ = leaves(1, 2, 2, 5, 5, 8)
     with pytest.raises((NotImplementedError, RuntimeError), match="second derivative|double backward"):
         dq, = torch.autograd.grad(fn(q, k, v).sum(), q, create_graph=True)
         dq.sum().backward()

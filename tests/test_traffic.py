@@ -13,8 +13,9 @@ from hypothesis import given, settings, strategies as st
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from helpers import device, lessons, reference, traffic
+from helpers import device, lessons, process, reference
 from helpers.bench import clock, ncu
+from helpers.interpreter import traffic
 
 interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="kernels run on the GPU, the interpreter is counted")
 FLASH = ("flash_attention_triton", "flash_attention_v1")
@@ -192,11 +193,15 @@ def test_flash_attention_v1_moves_what_its_loops_say(N, D, BLOCK_M, BLOCK_N, BLO
     assert moved.total("store").bytes == moved.total("store", "o_ptr").bytes == 2 * N * D
 
 
-def test_in_a_process_of_its_own():
+def test_in_a_process_of_its_own(monkeypatch):
     """As on a GPU machine."""
     moved = traffic._in_a_process(*FLASH, *[(100, 64)] * 3, dtype="float16", tiles=dict(BLOCK_M=32))
     assert rows(moved) == {("q_ptr", "load"): (6400, 12800, 1792), ("k_ptr", "load"): (25600, 51200, 7168),
                            ("v_ptr", "load"): (25600, 51200, 7168), ("o_ptr", "store"): (6400, 12800, 1792)}
+
+    def failing(*arguments, **environment):
+        raise process.Failed("ValueError: q has 3 dimensions", "")
+    monkeypatch.setattr(process, "call", failing)
     with pytest.raises(RuntimeError, match="flash_attention_v1 could not be counted: ValueError: q has 3 dimensions"):
         traffic._in_a_process(*FLASH, *[(1, 100, 64)] * 3, dtype="float16")
 

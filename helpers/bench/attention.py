@@ -25,11 +25,12 @@ def random_inputs(*shape, dtype=torch.float16):
     return torch.randn(3, *shape, device=DEVICE).to(dtype)
 
 
-def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None):
+def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None,
+             replays=False):
     """A job for each of fns, {name: fn(q, k, v)}, on random inputs of one shape [B, heads, N, D], forward.
 
-    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times; the
-    rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
+    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times, with
+    `replays` those of a CUDA graph; the rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
     """
     (B, heads, N, D), inputs = shape, random_inputs(*shape, dtype=dtype)
     work = 4 * B * heads * N * N * D / (2 if is_causal else 1)
@@ -39,22 +40,25 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
         if "fp8" in name:
             kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
         facts = dict(name=name, **kernels.version(name), dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
-        yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-            _forward, name, fn, inputs, want, bound, last, work, times or clock.timing, more))
+        yield facts, functools.partial(kernels.tolerant, name, _forward, name, fn, inputs, want, bound, last, work,
+                                       times or clock.timing, more, replays)
 
 
-def _forward(name, fn, inputs, want, bound, last, work, times, more):
-    error = clock.verified(name, fn(*inputs)[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
-    taken = times(lambda: fn(*inputs))
+def _forward(name, fn, inputs, want, bound, last, work, times, more, replays):
+    call, facts = functools.partial(fn, *inputs), {}
+    if replays:
+        call, facts = clock.replayed(lambda: call)
+    error = clock.verified(name, call()[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
+    taken = times(call) | facts
     added = more(fn, *inputs) if more else {}
     return dict(relative_error=error, tflops=work / taken["median_ms"] / 1e9, **taken, **added)
 
 
-def _over_lengths(fns, lengths=LENGTHS, wide=()):
+def _over_lengths(fns, lengths=LENGTHS, wide=(), **options):
     """Jobs of fns(D, N, is_causal) for TOKENS tokens in all and hidden size HIDDEN, without and with a causal mask."""
     for D, N in _sizes(lengths, wide):
         for is_causal in (False, True):
-            yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal)
+            yield from compared(fns(D, N, is_causal), (TOKENS // N, HIDDEN // D, N, D), is_causal, **options)
 
 
 def _sizes(lengths, wide):
@@ -78,13 +82,14 @@ def flash_attention_v2():
         "v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
 
 
-@suite(seconds=160)
+@suite(seconds=175)
 def forward():
-    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
+    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward: CUDA
+    graphs."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
         kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
-        wide=WIDE_LENGTHS)
+        wide=WIDE_LENGTHS, replays=True)
 
 
 def versions(**options):
@@ -129,26 +134,28 @@ def _busy(work, fn):
                 watts=float(seen[1]))
 
 
-@suite(seconds=80)
+@suite(seconds=85)
 def backward():
-    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
+    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v: CUDA
+    graphs."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
                **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
-        return {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in fns.items()}
+        return {name: functools.partial(by_autograd, fn, inputs, do) for name, fn in fns.items()}
     yield from _gradients(jobs, LENGTHS, WIDE_LENGTHS)
 
 
 @suite(seconds=20)
 def backward_ladder():
-    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048."""
+    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048: CUDA
+    graphs."""
     def jobs(N, D, is_causal, inputs, do):
         saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
-        steps = {name: lambda fn=fn: functools.partial(fn, *(x.detach() for x in inputs), *saved(), do)
+        steps = {name: lambda fn=fn: functools.partial(fn, *inputs, *saved(), do)
                  for name, fn in kernels.backward_steps(is_causal).items()}
         name = "SDPA cudnn"
         peers = {name: kernels.sdpa(kernels.BACKENDS[name], is_causal), kernels.FA4: kernels.fa4(is_causal)}
-        return steps | {name: functools.partial(_by_autograd, fn, inputs, do) for name, fn in peers.items()}
+        return steps | {name: functools.partial(by_autograd, fn, inputs, do) for name, fn in peers.items()}
     yield from _gradients(jobs, [TOKENS])
 
 
@@ -157,28 +164,28 @@ def _gradients(jobs, lengths, wide=()):
     for D, N in _sizes(lengths, wide):
         B, heads = TOKENS // N, HIDDEN // D
         *inputs, do = torch.randn(4, B, heads, N, D, device=DEVICE).to(torch.float16)
-        inputs = [x.detach().requires_grad_() for x in inputs]
         for is_causal in (False, True):
             want = functools.cache(functools.partial(_exact_gradients, *inputs, do, is_causal))
             for name, make in jobs(N, D, is_causal, inputs, do).items():
                 facts = dict(name=name, **kernels.version(name), dtype="float16", batch=B, heads=heads, N=N, D=D,
                              is_causal=is_causal)
-                yield facts, functools.partial(kernels.tolerant, name, functools.partial(
-                    _backward, name, make, do, want, is_causal))
+                yield facts, functools.partial(kernels.tolerant, name, _backward, name, make, do, want, is_causal)
 
 
-def _by_autograd(fn, inputs, do):
+def by_autograd(fn, inputs, do):
     """A call that takes the gradients of fn, which was called once."""
-    o = fn(*inputs)
-    return lambda: torch.autograd.grad(o, inputs, do, retain_graph=True)
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    o = fn(*leaves)
+    return lambda: torch.autograd.grad(o, leaves, do, retain_graph=True)
 
 
 def _backward(name, make, do, want, is_causal):
-    (B, heads, N, D), gradients = do.shape, make()
+    B, heads, N, D = do.shape
+    gradients, facts = clock.replayed(make)
     work = 2.5 * 4 * B * heads * N * N * D / (2 if is_causal else 1)     # five products, where forward has two
     error = max(clock.verified(f"{x} of {name}", dx[-1, -1], exact, BACKWARD_BOUND, f"N = {N}")
                 for x, dx, exact in zip(("dq", "dk", "dv"), gradients(), want()))
-    return dict(relative_error=error, **clock.rate(work, gradients))
+    return dict(relative_error=error, **clock.rate(work, gradients) | facts)
 
 
 def _exact_gradients(q, k, v, do, is_causal):

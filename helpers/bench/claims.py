@@ -5,7 +5,6 @@ import statistics
 from helpers import reference
 from helpers.bench import clock, kernels
 from helpers.bench.attention import LAST, compared, eight_bits, versions
-from helpers.bench.clock import replayed
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
@@ -31,8 +30,8 @@ def lengths_and_batches():
 
 
 def _from_a_graph(fn, *inputs):
-    times = clock.call_times(replayed(functools.partial(fn, *inputs)), REPLAYS, clock.new_scratch())
-    return dict(replay_ms=statistics.median(times))
+    launch, _ = clock.replayed(lambda: functools.partial(fn, *inputs))
+    return dict(replay_ms=statistics.median(clock.call_times(launch, REPLAYS, clock.new_scratch())))
 
 
 @suite(seconds=28)
@@ -49,7 +48,7 @@ def types():
     """float32, float16, bfloat16 and FP8: matrix products, then attention, and its difference from the standard one."""
     for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn):
         facts = dict(name="matrix product", dtype=str(dtype).removeprefix("torch."), n=PRODUCT)
-        yield facts, functools.partial(kernels.tolerant, "standard", functools.partial(_product, dtype))
+        yield facts, functools.partial(kernels.tolerant, "standard", _product, dtype)
     for shape in SHAPES:
         for dtype in (torch.float32, torch.float16, torch.bfloat16):
             fns = {**kernels.peers(False), **versions(), **(eight_bits(shape[3]) if dtype == torch.float16 else {})}

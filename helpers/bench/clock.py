@@ -1,4 +1,5 @@
 """How the course measures: times from CUDA events, and where, when and from which commit a number comes."""
+import contextlib
 import datetime
 import functools
 import os
@@ -15,18 +16,48 @@ import triton
 REST_S, WARM_MS = 0.05, 75                              # before each row: no work at all, then calls that are not timed
 ROW_MS = 150                                             # of calls that are timed
 FEWEST, MOST = 5, 1000                                   # timed calls of a row, however long or short they are
+capturing = functools.cache(torch.cuda.Stream)           # the stream of all captures
 
 
-def replayed(call):
-    """What launches a CUDA graph of the call, or the call itself if it cannot be captured."""
-    graph = torch.cuda.CUDAGraph()
-    try:
-        with torch.cuda.graph(graph):
-            call()
-    except Exception:                                    # a peer's: ours can
-        torch.cuda.synchronize()
-        return call
-    return graph.replay
+def replayed(make):
+    """launch, facts: launch() replays a CUDA graph of the call that make() returns, and returns what the call does.
+
+    So a kernel does not wait for the host. The result is NaN before the first replay. facts: whether it is `replayed`,
+    and the peak_bytes of a call. A peer's call that cannot be captured is launched as it is.
+    """
+    stream, graph, pool = capturing(), torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call = make()                                    # autograd runs a backward pass on the stream of its forward
+        call()                                           # compiles
+        peak = held(call)[1]
+        try:
+            with torch.cuda.graph(graph, pool, stream):
+                result = call()
+            for x in result if isinstance(result, (tuple, list)) else [result]:
+                x.detach().fill_(float("nan"))
+        except Exception:
+            graph = None
+    torch.cuda.synchronize()
+    if not graph:                                        # what still believes that it is captured
+        index = torch.cuda.current_device()
+        torch.cuda.default_generators[index].graphsafe_set_state(torch.Generator("cuda").graphsafe_get_state())
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(index, pool)
+        return call, dict(replayed=False, peak_bytes=peak)
+
+    def launch(call=call):                               # whose tensors the graph reads
+        graph.replay()
+        return result
+    return launch, dict(replayed=True, peak_bytes=peak)
+
+
+def held(call):
+    """What call() returns, and the most bytes it held beyond what was there."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    result = call()
+    return result, torch.cuda.max_memory_allocated() - before
 
 
 def timing(fn) -> dict:
@@ -39,10 +70,7 @@ def timing(fn) -> dict:
     has been warm.
     """
     scratch = new_scratch()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    once = call_times(fn, 1, scratch)[0]
-    peak = torch.cuda.max_memory_allocated() - before
+    (once,), peak = held(lambda: call_times(fn, 1, scratch))
     calls = max(FEWEST, min(MOST, int(ROW_MS / once)))
     time.sleep(REST_S)
     call_times(fn, min(MOST, int(WARM_MS / once)), scratch)
@@ -55,7 +83,7 @@ def new_scratch() -> torch.Tensor:
 
 
 def call_times(fn, calls: int, scratch: torch.Tensor) -> list:
-    """The time of each of so many calls of fn, in ms, between two events, after scratch was overwritten to flush L2."""
+    """The ms of each of so many calls of fn, between events; before each, scratch flushes L2."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(calls)]
     for start, end in events:
         scratch.zero_()

@@ -4,7 +4,6 @@ import time
 
 from helpers import lessons, reference
 from helpers.bench import clock, kernels
-from helpers.bench.clock import replayed
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
@@ -36,7 +35,7 @@ def _beside(B, kv_heads, N):
     for name, make in _calls(q, k, v).items():
         facts = dict(name=name, dtype="float8_e4m3fn" if "FP8" in name else "float16", batch=B, heads=HEADS,
                      kv_heads=kv_heads, N=N, D=D)
-        yield facts, functools.partial(kernels.tolerant, name, functools.partial(_step, name, make, want, k))
+        yield facts, functools.partial(kernels.tolerant, name, _step, name, make, want, k)
 
 
 def _calls(q, k, v):
@@ -73,12 +72,12 @@ def _in_eight_bits(q, k, v, lengths):
 
 
 def _step(name, make, want, k):
-    call, (B, _, N, _) = make(), k.shape
-    eight = "FP8" in name
-    error = clock.verified(name, call()[-1, -1], want(), kernels.FP8_BOUND if eight else kernels.BOUNDS[k.dtype], f"N = {N}")
+    (B, _, N, _), eight = k.shape, "FP8" in name
+    launch, facts = clock.replayed(make)
+    error = clock.verified(name, launch()[-1, -1], want(), kernels.FP8_BOUND if eight else kernels.BOUNDS[k.dtype], f"N = {N}")
     moved = 2 * k.numel() * (1 + 4 / D) if eight else 4 * k.numel()          # scales of 4 bytes a row
-    row = dict(relative_error=error, **clock.rate(moved, replayed(call), "gb_per_s"))
-    return row | dict(call_ms=in_a_row(call)) if B == 1 and N <= SHORT else row
+    row = dict(relative_error=error, **clock.rate(moved, launch, "gb_per_s") | facts)
+    return row | dict(call_ms=in_a_row(make())) if B == 1 and N <= SHORT else row
 
 
 def in_a_row(call):

@@ -1,5 +1,6 @@
 """Every attention that is measured, as fn(q, k, v) for q, k, v [B, heads, N, D]: the course's kernels and PyTorch's."""
 import functools
+import importlib
 import importlib.metadata
 
 from helpers import lessons, reference
@@ -119,10 +120,14 @@ def sdpa(backend, is_causal: bool, **options):
 def fa4(is_causal: bool):
     """FlashAttention-4. A call raises ImportError where it is not installed."""
     def attend(q, k, v):                                 # its layout is [B, N, heads, D]
-        from flash_attn.cute import flash_attn_func
-        o = flash_attn_func(*(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal)
-        return (o[0] if isinstance(o, tuple) else o).transpose(1, 2)
+        return by_fa4("flash_attn_func", *(x.transpose(1, 2) for x in (q, k, v)), causal=is_causal).transpose(1, 2)
     return attend
+
+
+def by_fa4(function: str, *tensors, **options):
+    """o of one of FlashAttention-4's functions, which may return lse as well. ImportError where it is not installed."""
+    o = getattr(importlib.import_module("flash_attn.cute"), function)(*tensors, **options)
+    return o[0] if isinstance(o, tuple) else o
 
 
 def version(name: str) -> dict:
@@ -144,13 +149,13 @@ def flex(N: int, is_causal: bool, **options):
     return lambda q, k, v: compiled()(q, k, v)
 
 
-def tolerant(name: str, measure) -> dict:
-    """measure(), or {"error": why} if memory runs out, if a peer fails, or if a kernel of ours refuses its arguments.
+def tolerant(name: str, measure, *arguments) -> dict:
+    """measure(*arguments), or {"error": why}: memory runs out, a peer fails, or a kernel of ours refuses its arguments.
 
     Any other failure of ours, a wrong result above all, is raised.
     """
     try:
-        return measure()
+        return measure(*arguments)
     except torch.OutOfMemoryError:
         error = "out of memory"
     except Exception as problem:

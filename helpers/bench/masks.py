@@ -3,7 +3,7 @@ import functools
 
 from helpers import lessons, reference
 from helpers.bench import clock, kernels
-from helpers.bench.attention import BACKWARD_BOUND, HIDDEN, TOKENS
+from helpers.bench.attention import BACKWARD_BOUND, HIDDEN, TOKENS, by_autograd
 from helpers.bench.run import suite
 from helpers.device import DEVICE
 
@@ -35,11 +35,11 @@ def cuts(N: int) -> torch.Tensor:
     return torch.tensor([0, *sorted(inner.tolist()), N], dtype=torch.int32, device=DEVICE)
 
 
-@suite(seconds=330)
+@suite(seconds=260)
 def masks():
     """A window of 1024, documents of 1024 tokens on average, a prefix of 1024, ALiBi, a soft cap of 30, and packed
-    documents, of other lengths and of one, all causal, in float16: 16384 tokens in all, hidden size 2048. TFLOP/s of
-    the scores that are seen."""
+    documents, of other lengths and of one, all causal, in float16: 16384 tokens in all, hidden size 2048: CUDA graphs.
+    TFLOP/s of the scores that are seen."""
     for D in HEAD_DIMS:
         for N in LENGTHS:
             for name in (*MASKS, LEVEL)[:len(MASKS) + (N == TOKENS)]:
@@ -54,11 +54,11 @@ def _jobs(name, N, D):
     if name in ("packed", LEVEL):
         names = ["ours"] + ["in a batch"] * (name == LEVEL) + [kernels.FA4]
     for who in names:
+        attend = functools.cache(functools.partial(_attention, who, made))         # compiled once for both ways
         for way in ("forward", "backward"):
             facts = dict(name=who, **kernels.version(who), mask=name, way=way, dtype="float16", batch=B, heads=heads, N=N,
                          D=D)
-            yield facts, functools.partial(kernels.tolerant, who.removesuffix(" FLASH"),
-                                           functools.partial(_measured, who, way, made))
+            yield facts, functools.partial(kernels.tolerant, who.removesuffix(" FLASH"), _measured, who, way, made, attend)
 
 
 def _made(name, B, heads, N, D):
@@ -81,23 +81,25 @@ def _made(name, B, heads, N, D):
     return inputs, do.detach(), exact, 4 * B * heads * D * int(seen.sum()), (name, offsets, slopes, begin)
 
 
-def _measured(who, way, made):
-    inputs, do, exact, work, what = made()
+def _attention(who, made):
+    """fn(q, k, v) of that name."""
+    inputs, *_, what = made()
     make = {"ours": _ours, "in a batch": _in_a_batch, "FlexAttention": _flex, kernels.FA4: _fa4,
             FLASH: functools.partial(_flex, options=dict(BACKEND="FLASH"))}
-    attend = make[who](*inputs[0].shape[1:3], *what)
-    where = f"{what[0]}, N = {do.shape[2]}"
-    if way == "forward":
-        with torch.no_grad():
-            error = clock.verified(who, attend(*inputs)[-1, -1], exact[0], kernels.BOUNDS[torch.float16], where)
-            return dict(relative_error=error, **clock.rate(work, lambda: attend(*inputs)))
-    o = attend(*inputs)
+    return make[who](*inputs[0].shape[1:3], *what)
 
-    def gradients():
-        return torch.autograd.grad(o, inputs, do, retain_graph=True)
+
+def _measured(who, way, made, attend):
+    inputs, do, exact, work, what = made()
+    where = f"{what[0]}, N = {do.shape[2]}"
+    if way == "forward":                                 # as in training: lse is stored
+        launch, facts = clock.replayed(lambda: functools.partial(attend(), *inputs))
+        error = clock.verified(who, launch()[-1, -1].detach(), exact[0], kernels.BOUNDS[torch.float16], where)
+        return dict(relative_error=error, **clock.rate(work, launch) | facts)
+    launch, facts = clock.replayed(lambda: by_autograd(attend(), inputs, do))
     error = max(clock.verified(f"{x} of {who}", dx[-1, -1], want, BACKWARD_BOUND, where)
-                for x, dx, want in zip(("dq", "dk", "dv"), gradients(), exact[1:]))
-    return dict(relative_error=error, **clock.rate(2.5 * work, gradients))       # five products, where forward has two
+                for x, dx, want in zip(("dq", "dk", "dv"), launch(), exact[1:]))
+    return dict(relative_error=error, **clock.rate(2.5 * work, launch) | facts)  # five products, where forward has two
 
 
 def _ours(heads, N, name, offsets, slopes, begin):
@@ -139,13 +141,11 @@ def _in_a_batch(heads, N, name, *_):
 
 def _fa4(heads, N, name, offsets, *_):
     """fn(q, k, v) of packed documents by FlashAttention-4. ImportError where it is not installed."""
-    from flash_attn.cute import flash_attn_varlen_func
     longest = offsets.diff().max().item()
 
     def attend(q, k, v, starts):
-        o = flash_attn_varlen_func(q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts, max_seqlen_q=longest,
-                                   max_seqlen_k=longest, causal=True)
-        return o[0] if isinstance(o, tuple) else o
+        return kernels.by_fa4("flash_attn_varlen_func", q, k, v, cu_seqlens_q=starts, cu_seqlens_k=starts,
+                              max_seqlen_q=longest, max_seqlen_k=longest, causal=True)
     return _packed(attend, offsets)
 
 

@@ -27,8 +27,7 @@ def training():
         for name, attention in modules.items():
             yield (dict(name=name, dtype="bfloat16", batch=TOKENS // N, heads=HEADS, N=N, D=EMBED_DIM // HEADS,
                         layers=LAYERS, vocabulary=len(alphabet)),
-                   functools.partial(kernels.tolerant, name, functools.partial(
-                       _compared, name, N, trained, attention, modules["SDPA"])))
+                   functools.partial(kernels.tolerant, name, _compared, name, N, trained, attention, modules["SDPA"]))
 
 
 def _compared(name, N, trained, attention, wanted):

@@ -9,8 +9,9 @@ import re
 import shutil
 import sys
 
-from helpers import cuda, device, lessons, process, reference, traffic
+from helpers import cuda, device, lessons, process, reference
 from helpers.bench import clock
+from helpers.interpreter import traffic
 from helpers.records import save
 
 import torch

@@ -2,7 +2,7 @@
 import math
 import random
 
-from helpers.check.core import properties
+from helpers.check.core import first, near, properties
 
 LENGTHS = [128, 256, 512, 1024, 2048, 4096]
 
@@ -16,18 +16,16 @@ def _from(want, *ratios):
     return case
 
 
-CROSSOVER = [("slower at first, then faster for good", _from(1024, 0.5, 0.7, 0.9, 1.5, 2.0, 3.0)),
-             ("faster from the beginning", _from(128, 1.1, 2.0, 3.0)),
-             ("a lucky length in between does not count", _from(2048, 0.5, 1.3, 0.8, 0.9, 1.2, 1.5)),
-             ("as fast is not faster", _from(512, 0.5, 1.0, 1.25, 2.0)),
-             ("slower again at the end", _from(None, 0.5, 1.5, 2.0, 0.9)),
-             ("never faster", _from(None, 0.5, 0.6, 0.7)),
-             ("a rival without memory is slower", _from(512, 0.5, 0.9, math.inf, math.inf))]
-
-
 def crossover(fn):
     """fn(lengths, ours, theirs), three lists, returns the least length from which on ours takes less time, or None."""
-    properties("crossover", CROSSOVER, fn)
+    properties("crossover", [
+        ("slower at first, then faster for good", _from(1024, 0.5, 0.7, 0.9, 1.5, 2.0, 3.0)),
+        ("faster from the beginning", _from(128, 1.1, 2.0, 3.0)),
+        ("a lucky length in between does not count", _from(2048, 0.5, 1.3, 0.8, 0.9, 1.2, 1.5)),
+        ("as fast is not faster", _from(512, 0.5, 1.0, 1.25, 2.0)),
+        ("slower again at the end", _from(None, 0.5, 1.5, 2.0, 0.9)),
+        ("never faster", _from(None, 0.5, 0.6, 0.7)),
+        ("a rival without memory is slower", _from(512, 0.5, 0.9, math.inf, math.inf))], fn)
 
 
 def _times(count):
@@ -35,20 +33,14 @@ def _times(count):
     return [draw.uniform(0.5, 8) for _ in range(count)]
 
 
-def _differs(what, got, want):
-    if isinstance(got, bool) or not isinstance(got, (int, float)):
-        return f"{what} {got!r}, expected a number"
-    return "" if math.isclose(got, want, rel_tol=1e-9) else f"{what} {got:.4g}, expected {want:.4g}"
-
-
 def _one_ratio(fn):
     ours = _times(5)
-    return _differs("2.5 at each of 5 lengths:", fn([2.5 * ms for ms in ours], list(ours)), 2.5)
+    return near("the average of 2.5 at each of 5 lengths", fn([2.5 * ms for ms in ours], list(ours)), 2.5, 1e-9)
 
 
 def _turned_around(fn):
     there, back = fn([2.0, 2.0], [1.0, 4.0]), fn([1.0, 4.0], [2.0, 2.0])
-    return _differs(f"ratios of 2 and 0.5: {there:.4g} one way, and the other", back, 1 / there)
+    return near(f"the average of 2 and 0.5 is {there:.4g}, and turned around it", back, 1 / there, 1e-9)
 
 
 def _alike(fn):
@@ -57,18 +49,16 @@ def _alike(fn):
     before, rises = fn(list(theirs), list(ours)), []
     for i in range(4):
         rises.append(fn(list(theirs), ours[:i] + [ours[i] / 3] + ours[i + 1:]) / before)
-    return next(filter(None, (_differs(f"3 times as fast at length {i} of 4: the answer grows by", rise, 3**0.25)
-                              for i, rise in enumerate(rises, 1))), "")
-
-
-AVERAGE_SPEEDUP = [("the same ratio everywhere is the average", _one_ratio),
-                   ("turned around, it is one over it", _turned_around),
-                   ("every length counts alike", _alike)]
+    return first(near(f"3 times as fast at length {i} of 4: the factor by which the answer grows", rise, 3**0.25, 1e-9)
+                 for i, rise in enumerate(rises, 1))
 
 
 def average_speedup(fn):
     """fn(theirs, ours), times in ms at the same lengths, returns how many times as fast ours is on average."""
-    properties("average_speedup", AVERAGE_SPEEDUP, fn)
+    properties("average_speedup", [
+        ("the same ratio everywhere is the average", _one_ratio),
+        ("turned around, it is one over it", _turned_around),
+        ("every length counts alike", _alike)], fn)
 
 
 ROWS = {name: dict(name=name, median_ms=ms, q1_ms=q1, q3_ms=q3, peak_bytes=peak, relative_error=error)
@@ -95,17 +85,15 @@ def _of(names, *want):
     return case
 
 
-CHOOSE = [("the fastest, wherever it stands", _of("a b", "b")),
-          ("quartiles that overlap are both taken, the fastest first", _of("c b a", "b", "c")),
-          ("an overlap with the second only does not count", _of("b c d", "b", "c")),
-          ("what failed is left out", _of("failed a", "a")),
-          ("what needs more memory is left out, and is not the fastest", _of("large b d", "b")),
-          ("what is less exact is left out, and is not the fastest", _of("wrong b d", "b")),
-          ("an error of NaN is not small", _of("odd b d", "b")),
-          ("just as much as allowed is allowed", _of("b just", "b", "just")),
-          ("nothing to take, an empty list", _of("failed large wrong"))]
-
-
 def choose(fn):
     """fn(rows, memory, tolerance), rows of a record, returns the names of those to choose from, the fastest first."""
-    properties("choose", CHOOSE, fn)
+    properties("choose", [
+        ("the fastest, wherever it stands", _of("a b", "b")),
+        ("quartiles that overlap are both taken, the fastest first", _of("c b a", "b", "c")),
+        ("an overlap with the second only does not count", _of("b c d", "b", "c")),
+        ("what failed is left out", _of("failed a", "a")),
+        ("what needs more memory is left out, and is not the fastest", _of("large b d", "b")),
+        ("what is less exact is left out, and is not the fastest", _of("wrong b d", "b")),
+        ("an error of NaN is not small", _of("odd b d", "b")),
+        ("just as much as allowed is allowed", _of("b just", "b", "just")),
+        ("nothing to take, an empty list", _of("failed large wrong"))], fn)

@@ -53,13 +53,13 @@ def apart(got, want):
     return next((f"{got:.{n}g}", f"{want:.{n}g}") for n in range(4, 18) if n == 17 or f"{got:.{n}g}" != f"{want:.{n}g}")
 
 
-def differences(names, got, want, tolerance=1e-5):
-    """`difference` for a function that returns several arrays, of these names."""
+def differences(names, got, want, tolerance=1e-5, look=None):
+    """`difference` for a function that returns several arrays, of these names; of those in `look` only, if it is given."""
     names = names.split()
     if not isinstance(got, (tuple, list)) or len(got) != len(names):
         return f"it returned {type(got).__name__}, expected {' and '.join(names)}"
-    found = [difference(x, y, tolerance) for x, y in zip(got, want)]
-    return first(problem and f"{name}: {problem}" for name, problem in zip(names, found))
+    found = [(name, difference(x, y, tolerance)) for name, x, y in zip(names, got, want) if look is None or name in look]
+    return first(problem and f"{name}: {problem}" for name, problem in found)
 
 
 def near(what, got, want, tolerance):
@@ -134,5 +134,6 @@ def equal(name, expected, *keys):
     """A case: fn returns exactly what expected does, for each tuple of arguments."""
     def problem(fn, *arguments):
         got, want = fn(*arguments), expected(*arguments)
-        return "" if got == want else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
+        alike = (tuple(got) if isinstance(got, list) else got) == want
+        return "" if alike else f"{name}({', '.join(map(str, arguments))}) is {got}, expected {want}"
     return over("")(problem, *keys)

@@ -1,7 +1,7 @@
 """The checks for tensor descriptors and for programs side by side."""
 import torch
 
-from helpers.check.core import properties
+from helpers.check.core import equal, properties
 from helpers.device import DEVICE
 
 
@@ -49,27 +49,20 @@ def can_describe(fn):
 
 
 def _programs(*cases):
-    """A case that calls fn with (registers, shared, threads) and compares the result with the last of each tuple."""
-    def case(fn):
-        for *arguments, want in cases:
-            got = fn(*arguments)
-            if got != want:
-                return f"side_by_side({', '.join(map(str, arguments))}) is {got}, expected {want}"
-        return ""
-    return case
-
-
-SIDE_BY_SIDE = [("registers are the limit", _programs((255, 1000, 128, 2), (64, 1000, 128, 8))),
-                ("registers come in eights", _programs((170, 1000, 128, 2), (168, 1000, 128, 3))),
-                ("shared memory is the limit", _programs((32, 100_000, 128, 2), (32, 40_000, 128, 5))),
-                ("1 KB more for each program",
-                 _programs((32, 58_000, 128, 3), (32, 115_712, 128, 2), (32, 115_713, 128, 1))),
-                ("other numbers of threads", _programs((64, 1000, 256, 4), (168, 1000, 384, 1))),
-                ("at most 2,048 threads", _programs((16, 1000, 512, 4))),
-                ("at most 32 programs", _programs((16, 0, 32, 32))),
-                ("not even one fits", _programs((64, 240_000, 128, 0), (255, 1000, 512, 0)))]
+    """A case: fn(registers, shared, threads) is the last number of each tuple."""
+    wanted = {tuple(arguments): programs for *arguments, programs in cases}
+    return equal("side_by_side", lambda *arguments: wanted[arguments], *wanted)
 
 
 def side_by_side(fn):
     """fn(registers, shared, threads) returns how many programs a multiprocessor of an H100 or H200 holds at once."""
-    properties("side_by_side", SIDE_BY_SIDE, fn)
+    properties("side_by_side", [
+        ("registers are the limit", _programs((255, 1000, 128, 2), (64, 1000, 128, 8))),
+        ("registers come in eights", _programs((170, 1000, 128, 2), (168, 1000, 128, 3))),
+        ("shared memory is the limit", _programs((32, 100_000, 128, 2), (32, 40_000, 128, 5))),
+        ("1 KB more for each program",
+         _programs((32, 58_000, 128, 3), (32, 115_712, 128, 2), (32, 115_713, 128, 1))),
+        ("other numbers of threads", _programs((64, 1000, 256, 4), (168, 1000, 384, 1))),
+        ("at most 2,048 threads", _programs((16, 1000, 512, 4))),
+        ("at most 32 programs", _programs((16, 0, 32, 32))),
+        ("not even one fits", _programs((64, 240_000, 128, 0), (255, 1000, 512, 0)))], fn)

@@ -154,15 +154,13 @@ def _late(kernel):
     return wrong or (f"product {waits[0]} begins when tile {waits[0] - 1} has been added, and not before" if waits else "")
 
 
-ADDED = [("one tile", runs(functools.partial(_sums, 1, 1))),
-         ("several tiles", runs(functools.partial(_sums, 5, 1))),
-         ("several programs add to one dq", runs(functools.partial(_sums, 3, 3))),
-         (ORDERS, orders(lambda kernel: first([_sums(4, 1, kernel)]))),
-         ("the next product does not wait for the engine", runs(_late)),
-         (HOPPER, compiles(dict(ds_ptr="*fp16", k_desc="tensordesc<fp16[64, 64]>", dq_desc="tensordesc<fp32[64, 64]>", N=5),
-                            "wgmma.mma_async", "cp.reduce.async.bulk.tensor"))]
-
-
 def added_up(kernel):
     """kernel[programs,](ds_ptr, k_desc, dq_desc, N): dq += ds_i^T k, ds [64 * programs, 64 * N], by tiles of 64 x 64."""
-    properties("added_up", ADDED, kernel)
+    properties("added_up", [
+        ("one tile", runs(functools.partial(_sums, 1, 1))),
+        ("several tiles", runs(functools.partial(_sums, 5, 1))),
+        ("several programs add to one dq", runs(functools.partial(_sums, 3, 3))),
+        (ORDERS, orders(lambda kernel: first([_sums(4, 1, kernel)]))),
+        ("the next product does not wait for the engine", runs(_late)),
+        (HOPPER, compiles(dict(ds_ptr="*fp16", k_desc="tensordesc<fp16[64, 64]>", dq_desc="tensordesc<fp32[64, 64]>", N=5),
+                           "wgmma.mma_async", "cp.reduce.async.bulk.tensor"))], kernel)

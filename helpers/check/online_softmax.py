@@ -45,6 +45,7 @@ def safe_softmax(fn):
     properties("safe_softmax", [
         ("each row is a softmax", _on(right, SCORES)),
         ("logits of 1e4, of either sign", _on(right, SCORES + 1e4, SCORES - 1e4)),
+        ("scores far below 0", _on(right, SCORES - 1e5, SCORES - 1e30)),
         ("each row has a maximum of its own", _on(right, SCORES[:2] + np.array([[300], [-600]]))),
         ("a score of -inf has the weight 0", _on(right, np.where(SCORES > 2, SCORES, -inf)[::2])),
         ("a row without any score gives zeros", _on(right, np.full((2, 3), -inf))),
@@ -87,6 +88,7 @@ def merge(fn):
         ("the second piece has the larger maximum", _on(_merged, (3.0, 5.0, "l"))),
         ("the values are shrunk like l", _on(_merged, (5.0, 3.0, "acc"), (3.0, 5.0, "acc"))),
         ("maxima far apart give no inf and no NaN", _on(_merged, (1e4, -1e4), (-1e4, 1e4))),
+        ("maxima far below 0", _on(_merged, (-1e30, -1e30, "l", "acc"))),
         ("an empty piece changes nothing", _on(_merged, (-inf, -1e4, "l", "acc"), (-1e4, -inf, "l", "acc"))),
         ("two empty pieces make an empty piece", _on(_merged, (-inf, -inf, "l", "acc"))),
         ("the inputs are left as they were", _on(untouched, pieces))], fn)
@@ -122,6 +124,7 @@ def combine(fn):
         ("the outputs are weighted by their lse", _on(_combined, (UNEQUAL, dict(o=OUTPUTS.T @ [0.125, 0.25, 0.625])))),
         ("the lse is that of all keys", _on(_combined, (UNEQUAL, dict(lse=np.log(8))))),
         ("lse near 1e4 and near -1e4", _on(_combined, *far)),
+        ("lse far below 0", _on(_combined, ([-2e30, -1e30, -2e30], dict(o=OUTPUTS[1], lse=-1e30)))),
         ("a piece without keys counts for nothing",
          _on(_combined, ([2.0, 2.0, -inf], dict(o=OUTPUTS[:2].mean(axis=0))))),
         ("only pieces without keys", _on(_combined, ([-inf] * 3, dict(o=np.zeros(2), lse=-inf)))),

@@ -28,17 +28,16 @@ def _ahead(kernel):
                      if late else "")
 
 
-RING = [("five tiles in two places", runs(functools.partial(_plus_one, 5, 2))),
+def plus_one(kernel):
+    """kernel[1,](x_desc, y_ptr, N, STAGES): y = x + 1 for N tiles of 16 x 32, through a ring of STAGES places."""
+    properties("plus_one", [
+        ("five tiles in two places", runs(functools.partial(_plus_one, 5, 2))),
         ("one place, three, and more than tiles",
          runs(lambda kernel: first(_plus_one(N, S, kernel) for N, S in ((4, 1), (7, 3), (2, 5))))),
         (ORDERS, orders(lambda kernel: _plus_one(7, 2, kernel))),
         ("tiles are asked for ahead", runs(_ahead)),
-        (HOPPER, compiles(dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5, STAGES=2), "cp.async.bulk.tensor"))]
-
-
-def plus_one(kernel):
-    """kernel[1,](x_desc, y_ptr, N, STAGES): y = x + 1 for N tiles of 16 x 32, through a ring of STAGES places."""
-    properties("plus_one", RING, kernel)
+        (HOPPER, compiles(dict(x_desc="tensordesc<fp32[16, 32]>", y_ptr="*fp32", N=5, STAGES=2),
+                          "cp.async.bulk.tensor"))], kernel)
 
 
 # ---------------------------------------------------------------- readers of a ring
@@ -53,18 +52,16 @@ def _two_readers(begin, STAGES, kernel, N=7):
     return ""
 
 
-READERS = [("nothing is skipped", runs(functools.partial(_two_readers, 0, 2))),
-           ("one is skipped", runs(functools.partial(_two_readers, 1, 2))),
-           ("some are skipped", runs(lambda kernel: first(_two_readers(b, 2, kernel) for b in (3, 5)))),
-           ("all are skipped", runs(functools.partial(_two_readers, 7, 2))),
-           ("one place, and three", runs(lambda kernel: first(_two_readers(4, S, kernel) for S in (1, 3)))),
-           (ORDERS, orders(lambda kernel: _two_readers(5, 2, kernel))),
-           (HOPPER, compiles(dict(o_ptr="*i32", late_ptr="*i32", begin=3, N=7, STAGES=2), "mbarrier.try_wait"))]
-
-
 def two_readers(kernel):
     """kernel[1,](o_ptr, late_ptr, begin, N, STAGES): two readers of a ring, of which the second wants all from `begin`."""
-    properties("two_readers", READERS, kernel)
+    properties("two_readers", [
+        ("nothing is skipped", runs(functools.partial(_two_readers, 0, 2))),
+        ("one is skipped", runs(functools.partial(_two_readers, 1, 2))),
+        ("some are skipped", runs(lambda kernel: first(_two_readers(b, 2, kernel) for b in (3, 5)))),
+        ("all are skipped", runs(functools.partial(_two_readers, 7, 2))),
+        ("one place, and three", runs(lambda kernel: first(_two_readers(4, S, kernel) for S in (1, 3)))),
+        (ORDERS, orders(lambda kernel: _two_readers(5, 2, kernel))),
+        (HOPPER, compiles(dict(o_ptr="*i32", late_ptr="*i32", begin=3, N=7, STAGES=2), "mbarrier.try_wait"))], kernel)
 
 
 # ---------------------------------------------------------------- a product by two roles
@@ -87,19 +84,17 @@ def _side_by_side(kernel):
     return wrong or (f"product {alone[0]} is started when product {alone[0] - 1} has been waited for" if alone else "")
 
 
-PRODUCT = [("one step", runs(functools.partial(_product, 1, 2))),
-           ("five steps in two places", runs(functools.partial(_product, 5, 2))),
-           ("three places, and more than steps",
-            runs(lambda kernel: first(_product(n, S, kernel) for n, S in ((7, 3), (2, 4))))),
-           (ORDERS, orders(lambda kernel: _product(5, 2, kernel))),
-           ("the next product is started before the last one is waited for", runs(_side_by_side)),
-           (HOPPER, compiles(dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_ptr="*fp32",
-                                   steps=5, STAGES=2), "wgmma.mma_async", "cp.async.bulk.tensor"))]
-
-
 def product_by_roles(kernel):
     """kernel[1,](a_desc, b_desc, c_ptr, steps, STAGES): c = a b^T, 64 x 64, in steps of 64 features."""
-    properties("product_by_roles", PRODUCT, kernel)
+    properties("product_by_roles", [
+        ("one step", runs(functools.partial(_product, 1, 2))),
+        ("five steps in two places", runs(functools.partial(_product, 5, 2))),
+        ("three places, and more than steps",
+         runs(lambda kernel: first(_product(n, S, kernel) for n, S in ((7, 3), (2, 4))))),
+        (ORDERS, orders(lambda kernel: _product(5, 2, kernel))),
+        ("the next product is started before the last one is waited for", runs(_side_by_side)),
+        (HOPPER, compiles(dict(a_desc="tensordesc<fp16[64, 64]>", b_desc="tensordesc<fp16[64, 64]>", c_ptr="*fp32",
+                                steps=5, STAGES=2), "wgmma.mma_async", "cp.async.bulk.tensor"))], kernel)
 
 
 # ---------------------------------------------------------------- p @ v one tile late
@@ -170,23 +165,20 @@ def _order(loop):
     return wrong or (f"while the exponentials of tile {alone[0]} are taken, no product is under way" if alone else "")
 
 
-LATE_VALUES = [
-    ("the result is attention", runs(lambda loop: first(_attention(n, loop) for n in (2, 4)))),
-    ("maxima that rise from tile to tile, in each row by another step", runs(lambda loop: _attention(5, loop, rise=1.0))),
-    ("maxima that fall", runs(lambda loop: _attention(5, loop, rise=-1.0))),
-    ("a single tile", runs(lambda loop: _attention(1, loop))),
-    ("large logits", runs(lambda loop: _attention(4, loop, rise=0.5, size=100))),
-    (ORDERS, orders(lambda loop: _attention(5, loop, STAGES=2))),
-    ("p @ v comes one tile late, beside the exponentials", runs(_order)),
-    (HOPPER, lambda loop: compiles(dict(
-        o_ptr="*fp32", N=5, factor=0.2, STAGES=2, q_desc="tensordesc<fp16[1, 1, 64, 64]>",
-        **dict.fromkeys(("k_desc", "v_desc"), f"tensordesc<fp16[1, 1, {BLOCK_N}, 64]>")), "wgmma.mma_async")(_around(loop)))]
-
-
 def late_values(loop):
     """loop(q, k, v, N, factor, s_layout, o_layout) returns attention of one block of queries over N tiles, p @ v late.
 
     q, k and v are rings, of tiles [1, 1, rows, 64]; factor is what s is multiplied with for exp2.
     """
+    tile = f"tensordesc<fp16[1, 1, {BLOCK_N}, 64]>"
+    arguments = dict(q_desc="tensordesc<fp16[1, 1, 64, 64]>", k_desc=tile, v_desc=tile, o_ptr="*fp32", N=5, factor=0.2, STAGES=2)
     with np.errstate(all="ignore"):
-        properties("late_values", LATE_VALUES, loop)
+        properties("late_values", [
+            ("the result is attention", runs(lambda loop: first(_attention(n, loop) for n in (2, 4)))),
+            ("maxima that rise from tile to tile, in each row by another step", runs(lambda loop: _attention(5, loop, rise=1.0))),
+            ("maxima that fall", runs(lambda loop: _attention(5, loop, rise=-1.0))),
+            ("a single tile", runs(lambda loop: _attention(1, loop))),
+            ("large logits", runs(lambda loop: _attention(4, loop, rise=0.5, size=100))),
+            (ORDERS, orders(lambda loop: _attention(5, loop, STAGES=2))),
+            ("p @ v comes one tile late, beside the exponentials", runs(_order)),
+            (HOPPER, lambda loop: compiles(arguments, "wgmma.mma_async")(_around(loop)))], loop)

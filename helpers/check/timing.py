@@ -10,15 +10,16 @@ PLAIN = dict(kernel=1000, cached=1000, compile=0, flush=0)        # a GPU on whi
 
 
 class ToyGPU:
-    """A GPU made of a few numbers, to practise timing on: what goes wrong on a real one goes wrong here, every time.
+    """A GPU made of five numbers, to practise timing on. What goes wrong on a real one does here.
 
-    Times are in microseconds. A call puts work into the GPU's queue and returns at once, as on a real GPU.
+    Times are in microseconds. A call puts work into a queue and returns at once, as on a real GPU.
     """
 
     def __init__(self, kernel=200, cached=120, compile=900_000, flush=60, slow_every=0):
-        self.kernel_us, self.cached_us, self.compile_us, self.flush_us = kernel, cached, compile, flush
-        self.slow_every = slow_every                   # every so many calls, one takes ten times as long
-        self.host = self.queue_ends = 0.0              # the host's clock, and when the GPU will be idle
+        self.kernel_us, self.cached_us, self.compile_us = kernel, cached, compile
+        self.flush_us = flush
+        self.slow_every = slow_every            # every so many calls, one takes ten times as long
+        self.host = self.queue_ends = 0.0       # the host's clock, and when the GPU will be idle
         self.calls, self.in_cache = 0, False
 
     def clock(self):
@@ -44,7 +45,7 @@ class ToyGPU:
         self.host = max(self.host, self.queue_ends)
 
     def _launch(self, us):
-        self.host += 5                                 # what a launch costs the host
+        self.host += 5                          # what a launch costs the host
         self.queue_ends = max(self.queue_ends, self.host) + us
 
 
@@ -133,11 +134,16 @@ def _values(heads, N, D=64):
     return (guarded(torch.tensor(x, dtype=torch.float16, device=DEVICE)),)
 
 
+def _type(fn, v):
+    return "" if (got := fn(v).dtype) == torch.float32 else f"it is {str(got)[6:]}"
+
+
 _on = over("{} heads of {} rows", _values)
 _right = agrees(lambda v: v.float().abs().amax(1).cpu().numpy())
 _shapes = (1, 128), (2, 1000)
 LARGEST = [("one head", _on(_right, (1, 128), (1, 1024))), ("several heads", _on(_right, (3, 512))),
            ("a length that is no multiple of a tile", _on(_right, (1, 1000), (1, 77))),
+           ("the result is float32", _on(_type, (1, 128))),
            ("every output element is written", _on(everywhere(unwritten), *_shapes)),
            ("nothing is written outside of the tensors", _on(everywhere(outside), *_shapes)),
            ("sectors of v are fetched whole and once", _on(whole_sectors, (1, 1024), (2, 1000)))]

@@ -56,7 +56,8 @@ def _run(send, cells, name, answer):
 def verdicts(tasks):
     """{key: verdict} of {key: (cells, name, answer)}, some at a time, each stopped after LIMIT_S seconds."""
     if tasks:                                            # imported once, for all processes
-        from helpers import bench, check, compiled, plotting, reference, traffic  # noqa: F401
+        from helpers import bench, check, compiled, plotting, reference  # noqa: F401
+        from helpers.interpreter import traffic  # noqa: F401
     fork = multiprocessing.get_context("fork")
     left, running, found = list(tasks.items()), {}, {}
     while left or running:

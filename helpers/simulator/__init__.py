@@ -24,7 +24,8 @@ except ImportError as problem:
     raise ImportError("Gluon kernels on CPU tensors run in a simulator, which needs the package greenlet: `make setup` "
                       "installs it") from problem
 from helpers.simulator.language import MEANINGS, numbers
-from helpers.simulator.tiles import Descriptor, Pointer, tile
+from helpers.simulator.memory import Descriptor, Pointer
+from helpers.simulator.tiles import tile
 
 __all__ = ["Fault", "launch", "schedule", "schedules"]
 SEEDS = (None, *range(1, 10))                            # what a check tries

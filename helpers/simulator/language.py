@@ -8,7 +8,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 
 from helpers import hopper as ours
 from helpers.simulator.machine import Barrier, Fault, Memory, Partition, machine
-from helpers.simulator.tiles import TRITON, Shared, Tile, combine, numpy_type, tile, values
+from helpers.simulator.memory import TRITON, Shared
+from helpers.simulator.tiles import Tile, combine, numpy_type, tile, values
 
 SHARED_BYTES = 232448                                    # of an H100 or H200, for one program
 WAY = 600                                                # toy clocks until the first byte of a copy is there

@@ -2,7 +2,7 @@
 import torch
 
 from helpers import check  # (before triton: helpers.device says why)
-from mistakes.ways import beyond_the_end, when
+from mistakes.ways import beyond_the_end, mistaken, when
 
 import triton
 import triton.language as tl
@@ -45,8 +45,7 @@ def merge(parts, lses, mean=False, top=False, shift=lambda s: s.amax(1, keepdim=
     return scale * o, m[:, 0] if top else m[:, 0] + torch.log(p.sum(1))
 
 
-def merging(**mistake):
-    return lambda parts, lses: merge(parts, lses, **mistake)
+merging = mistaken(merge)
 
 
 def without_the_last_row(result, *_):
@@ -63,6 +62,7 @@ MERGE = dict(right=[by_kernel], wrong={
     "each row has parts of its own": merging(own=False),
     "a number of parts that is no power of two": merging(whole=True),
     "lse near 1e4 and near -1e4": merging(shift=lambda s: torch.zeros_like(s[:, :1])),
+    "lse far below 0": [merging(shift=lambda s, low=low: s.amax(1, keepdim=True).clamp(min=low)) for low in (-1e4, -1e9)],
     "lse far apart give no inf and no NaN": [merging(shift=lambda s: s[:, :1]), merging(shift=lambda s: s[:, -1:])],
     "a part without keys weighs nothing": merging(mask=0.0),
     "a row without any key": merging(guard=False),

@@ -2,7 +2,7 @@
 import numpy as np
 
 from helpers import check
-from mistakes.ways import in_place
+from mistakes.ways import in_place, mistaken
 
 
 def attention_with_dropout(q, k, v, keep, dropout_p, grow=True, drop=True, of_l=lambda p, keep, dropout_p: p,
@@ -15,10 +15,7 @@ def attention_with_dropout(q, k, v, keep, dropout_p, grow=True, drop=True, of_l=
     return (p * keep if drop else p) / ((1 - dropout_p) if grow else 1) @ v / l
 
 
-def by(**mistake):
-    return lambda *a: attention_with_dropout(*a, **mistake)
-
-
+by = mistaken(attention_with_dropout)
 CASES = {check.attention_with_dropout: dict(right=[attention_with_dropout], wrong={
     "without dropout it is attention": lambda q, *a: attention_with_dropout(2 * q, *a),
     "what is left grows by 1 / (1 - dropout_p)": [by(grow=False),

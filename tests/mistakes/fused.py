@@ -1,9 +1,9 @@
 """Right and wrong versions for the checks of a backward pass in one walk."""
-import itertools
-
 import numpy as np
 
-from helpers import check, lessons
+import rings
+from helpers import check
+from mistakes.ways import INSTEAD, mistaken
 
 # ---------------------------------------------------------------- five products, in NumPy
 
@@ -29,8 +29,7 @@ def walk(q, k, v, do, lse, delta, scale, BLOCK, add=True, products=5, whole=Fals
     return scale * scaled[0] * dq, (1 if in_place else scale) * scaled[1] * dk, dv
 
 
-def walks(**mistake):
-    return lambda *arguments: walk(*arguments, **mistake)
+walks = mistaken(walk)
 
 
 def own_block(*arguments):
@@ -49,25 +48,7 @@ def whole_blocks(*arguments):
 
 # ---------------------------------------------------------------- in Triton and in Gluon
 
-HEAD = """
-import torch
-import triton
-import triton.language as tl
-from triton.experimental import gluon
-from triton.experimental.gluon import language as gl
-from helpers.hopper import (async_add, async_load, async_store, fence_async_shared, mbarrier, store_wait, warpgroup_mma,
-                            warpgroup_mma_wait)
-"""
-NAMES = itertools.count()
-
-
-def version(source, name, *changes):
-    """What has this name in a source, for each (old, new) with new in the one place of old."""
-    for old, new in changes:
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    return getattr(lessons.module_of(HEAD + source, f"fused_mistake_{next(NAMES)}"), name)
-
+HEAD = f"import torch\nimport triton\nimport triton.language as tl\n{rings.HEAD}"
 
 TRITON = """
 @triton.jit
@@ -103,10 +84,7 @@ def gradients(q, k, v, do, lse, delta, scale):
 """
 
 
-def triton_version(*changes):
-    return version(TRITON, "gradients", *changes)
-
-
+triton_version = rings.versions(HEAD + TRITON, "gradients")
 MASK = "        p = tl.where(keys[:, None] < N_k, p, 0.0)\n"
 ADD = "tl.atomic_add(dq_ptr + offsets, scale * tl.dot(ds.T, k, input_precision=\"ieee\"), mask=there)"
 STORE_DV = "    tl.store(dv_ptr + mine, dv, mask=inside)\n"
@@ -146,20 +124,7 @@ def kernel(ds_ptr, k_desc, dq_desc, N):
 """
 
 
-def gluon_version(*changes):
-    return version(GLUON, "kernel", *changes)
-
-
-class Raises:
-    """In place of a kernel."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __getitem__(self, grid):
-        raise self.error
-
-
+gluon_version = rings.versions(HEAD + GLUON, "kernel")
 WAIT, FENCE = "    store_wait(0)\n    dq_tile.store(dq)\n", "    fence_async_shared()\n"
 GIVE = "    async_add(dq_desc, [i * 64, 0], dq_tile)\n"
 TO = "    dq = warpgroup_mma(ds_tile.permute((1, 0)), k"
@@ -170,10 +135,7 @@ def needs(M, N, D, places=2, dq=4, stats=16, ds=1, owned=2, scores=2, threads=25
             (owned * N * D + scores * N * M) // threads)
 
 
-def fit(**mistake):
-    return lambda *sizes: needs(*sizes, **mistake)
-
-
+fit = mistaken(needs)
 CASES = {
     check.one_walk: dict(
         right=[walk],
@@ -206,7 +168,7 @@ CASES = {
                "registers, with 128 keys": [fit(owned=1), fit(scores=1), fit(threads=128)],
                "registers, with other tiles": lambda M, N, D: (needs(M, N, D)[0], 192)}),
     check.added_up: dict(
-        right=[gluon_version()], stub=Raises(NotImplementedError()), broken=Raises(ZeroDivisionError("by zero")),
+        right=[gluon_version()], **INSTEAD,
         wrong={"one tile": [gluon_version((FENCE, "")), gluon_version(("    fence_async_shared(False)\n", "")),
                             gluon_version((GIVE, ""))],
                "several tiles": [gluon_version((WAIT, WAIT.split("\n", 1)[1])), gluon_version(("[i * 64, 0]", "[0, 0]"))],

@@ -3,7 +3,7 @@ import numpy as np
 import torch
 
 from helpers import check, reference
-from mistakes.ways import beyond_the_end, when, without_the_rest
+from mistakes.ways import beyond_the_end, mistaken, when, without_the_rest
 
 
 def bounds(block, BLOCK_M, BLOCK_N, N_q, N_k, shift=lambda N_q, N_k: N_k - N_q, one=1, unit=None, last=0, least=0):
@@ -99,8 +99,7 @@ def window(q, k, v, window, BLOCK=32, start=lambda first, window, BLOCK: max(0, 
     return torch.tensor(o, dtype=torch.float32, device=device)
 
 
-def windows(**mistake):
-    return lambda *qkv: window(*qkv, **mistake)
+windows = mistaken(window)
 
 
 def late(n):

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from helpers import check
+from mistakes.ways import mistaken
 
 
 # ---------------------------------------------------------------- a mask
@@ -72,10 +73,7 @@ def block_map(seen, BLOCK, every=lambda tile, BLOCK: tile.all() and tile.shape[1
     return full, partial
 
 
-def maps(**mistake):
-    return lambda seen, BLOCK: block_map(seen, BLOCK, **mistake)
-
-
+maps = mistaken(block_map)
 BLOCK_MAP = dict(right=[block_map], wrong={
     "every pair is seen": maps(every=lambda tile, BLOCK: False),
     "a causal mask": maps(some=lambda tile: tile[0].all()),
@@ -177,8 +175,7 @@ def packed(q, k, v, offsets_q, offsets_k, beyond=0, heads=slice(None), lengths=l
     return o
 
 
-def packs(**mistake):
-    return lambda *inputs: packed(*inputs, **mistake)
+packs = mistaken(packed)
 
 
 def unwritten(q, k, v, offsets_q, offsets_k):

@@ -2,6 +2,7 @@
 import torch
 
 from helpers import check, lessons, reference
+from mistakes.ways import mistaken
 
 lesson = lessons.attention_in_a_model
 standard, flash = lesson.StandardAttention, lesson.TritonFlashAttention
@@ -13,8 +14,7 @@ def layer(x, w_q, w_k, w_v, w_o, heads, pick=lambda k: k, is_causal=True, dealt=
     return reference.torch_attention(q, pick(k), v, is_causal=is_causal).transpose(1, 2).flatten(2) @ w_o.T
 
 
-def layers(**mistake):
-    return lambda *a: layer(*a, **mistake)
+layers = mistaken(layer)
 
 
 def one_after_another(x, w_q, w_k, w_v, w_o, heads):
@@ -46,8 +46,7 @@ def make_softmax(name, compute=lessons.softmax_triton.softmax, fake=torch.empty_
     return op
 
 
-def operators(**mistake):
-    return lambda name: make_softmax(name, **mistake)
+operators = mistaken(make_softmax)
 
 
 def by_functions(name):
@@ -148,8 +147,7 @@ def decode(layer, x, cache, kept=lambda x: x, remember=lambda x, n: x,
     return y, (remember(k, x.shape[1]), remember(v, x.shape[1]))
 
 
-def decoding(**mistake):
-    return lambda *a: decode(*a, **mistake)
+decoding = mistaken(decode)
 
 
 def top_left(q, k, v):

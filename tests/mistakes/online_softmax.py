@@ -2,7 +2,7 @@
 import numpy as np
 
 from helpers import check
-from mistakes.ways import in_place
+from mistakes.ways import in_place, mistaken
 
 inf = np.inf
 
@@ -14,8 +14,7 @@ def safe_softmax(s, axis=1, low=-inf, high=inf, common=False, mask=-inf, guard=T
     return p / (np.where((l == 0) & guard, 1, l) + eps)
 
 
-def safe(**mistake):
-    return lambda s: safe_softmax(s, **mistake)
+safe = mistaken(safe_softmax)
 
 
 def online_softmax(s, start=-inf, cap=inf, shrink=True, guard=True, last=False, alpha=lambda x: x):
@@ -28,21 +27,20 @@ def online_softmax(s, start=-inf, cap=inf, shrink=True, guard=True, last=False, 
     return m, l
 
 
-def online(**mistake):
-    return lambda s: online_softmax(s, **mistake)
+online = mistaken(online_softmax)
 
 
-def merge(a, b, shrink_a=True, shrink_b=True, shrink_acc=True, measure=max, guard=True, alpha=lambda x: x):
+def merge(a, b, shrink_a=True, shrink_b=True, shrink_acc=True, measure=max, guard=True, low=-inf,
+          alpha=lambda x: x):
     (m_a, l_a, acc_a), (m_b, l_b, acc_b) = a, b
     m = measure(m_a, m_b)
-    m_ref = 0.0 if guard and m == -inf else m
+    m_ref = max(0.0 if guard and m == -inf else m, low)
     alpha_a, alpha_b = alpha(np.exp(m_a - m_ref)), alpha(np.exp(m_b - m_ref))
     l = (alpha_a if shrink_a else 1) * l_a + (alpha_b if shrink_b else 1) * l_b
     return m, l, alpha_a * acc_a + alpha_b * acc_b if shrink_acc else acc_a + acc_b
 
 
-def merging(**mistake):
-    return lambda a, b: merge(a, b, **mistake)
+merging = mistaken(merge)
 
 
 def merge_in_place(a, b):
@@ -51,17 +49,21 @@ def merge_in_place(a, b):
     return m, l, acc
 
 
-def combine(o, lse, mean=False, top=False, shift=max, mask=-inf, guard=True):
+def combine(o, lse, mean=False, top=False, shift=max, mask=-inf, guard=True, low=-inf):
     masked = np.where(np.isfinite(lse) | ~np.isfinite(lse).any(), lse, mask)
-    m = shift(masked)
+    m = max(shift(masked), low)
     p = np.exp(masked - (0.0 if guard and m == -inf else m))
     p_o = np.where(lse > -inf, 1.0, 0.0) if mean else p
     l = p_o.sum()
     return p_o @ o / (l if l or not guard else 1.0), m if top else m + np.log(p.sum())
 
 
-def combining(**mistake):
-    return lambda o, lse: combine(o, lse, **mistake)
+def by_lse(o, lse):
+    top = np.logaddexp.reduce(lse)
+    return np.exp(lse - (0.0 if top == -inf else top)) @ o, top
+
+
+combining = mistaken(combine)
 
 
 SQUARED, ROOT, ONE_OR_NONE = (lambda alpha: alpha**2), (lambda alpha: alpha**0.5), (lambda alpha: 1.0 * (alpha == 1))
@@ -70,6 +72,7 @@ CASES = {
     check.safe_softmax: dict(right=[safe_softmax], wrong={
         "each row is a softmax": [lambda s: safe_softmax(s)**2, safe(axis=0), safe(eps=1e-9)],
         "logits of 1e4, of either sign": [safe(low=-700, high=700), safe(low=0.0), safe(high=0.0)],
+        "scores far below 0": [safe(low=low) for low in (-1e4, -1e9, -1e29)],
         "each row has a maximum of its own": safe(common=True),
         "a score of -inf has the weight 0": [safe(mask=0), safe(mask=-1.0)],
         "a row without any score gives zeros": safe(guard=False),
@@ -91,14 +94,16 @@ CASES = {
         "the second piece has the larger maximum": [merging(shrink_a=False), merging(alpha=SQUARED)],
         "the values are shrunk like l": [merging(shrink_acc=False), lambda a, b: (*merge(a, b)[:2], np.zeros(3))],
         "maxima far apart give no inf and no NaN": merging(measure=lambda m_a, m_b: m_a if m_a > -inf else m_b),
+        "maxima far below 0": [merging(low=low) for low in (-1e4, -1e9, -1e29)],
         "an empty piece changes nothing": lambda a, b: merge(*(x if x[0] > -inf else (0.0, *x[1:]) for x in (a, b))),
         "two empty pieces make an empty piece": merging(guard=False),
         "the inputs are left as they were": merge_in_place}, also=[lambda a, b: (np.nan, np.nan, NAN),
                                                                    lambda a, b: None]),
-    check.combine: dict(right=[combine], wrong={
+    check.combine: dict(right=[combine, by_lse], wrong={
         "the outputs are weighted by their lse": combining(mean=True),
         "the lse is that of all keys": combining(top=True),
         "lse near 1e4 and near -1e4": [combining(shift=lambda lse: 0.0), combining(shift=lambda lse: lse[np.isfinite(lse).argmax()])],
+        "lse far below 0": [combining(low=low) for low in (-1e4, -1e9, -1e29)],
         "a piece without keys counts for nothing": [combining(mask=0.0), combining(mask=-1.0)],
         "only pieces without keys": combining(guard=False),
         "the inputs are left as they were": in_place(combine)}, also=[lambda o, lse: (NAN, np.nan),

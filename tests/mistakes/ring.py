@@ -2,6 +2,7 @@
 import numpy as np
 
 from helpers import check
+from mistakes.ways import mistaken
 
 
 # ---------------------------------------------------------------- merging
@@ -15,8 +16,7 @@ def merge(o_a, lse_a, o_b, lse_b, lse=lambda m, l: m + np.log(l), top=np.maximum
         return divide(a[:, None] * o_a + b[:, None] * o_b, l), lse(m, l)
 
 
-def merges(**mistake):
-    return lambda *pair: merge(*pair, **mistake)
+merges = mistaken(merge)
 
 
 def by_logaddexp(o_a, lse_a, o_b, lse_b):
@@ -42,6 +42,7 @@ MERGE = dict(right=[merge, by_logaddexp], wrong={
     "every row has weights of its own": [merges(weight=lambda x: 0 * x + x.mean()), merges(divide=lambda o, l: o)],
     "lse is that of all keys": [merges(lse=lambda m, l: m), merges(lse=lambda m, l: np.log(l))],
     "lse of 8e3, of either sign": [merges(top=lambda a, b: np.zeros_like(a))],
+    "lse far below 0": [merges(blind=lambda m, low=low: np.maximum(m, low)) for low in (-1e4, -1e9)],
     "lse far apart give no inf and no NaN": [merges(top=lambda a, b: a), merges(top=lambda a, b: b)],
     "a row that one rank has no key for": by_difference,
     "a row that neither has a key for": [merges(blind=lambda m: m), merges(divide=lambda o, l: o / l[:, None])],
@@ -72,8 +73,7 @@ def go_round(q, k, v, size, hand_on, attend, merge, wait_first=True, post_first=
     return o, lse
 
 
-def rounds(**mistake):
-    return lambda *a: go_round(*a, **mistake)
+rounds = mistaken(go_round)
 
 
 def waits_for_the_next(q, k, v, size, hand_on, attend, merge):

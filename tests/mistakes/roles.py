@@ -1,7 +1,7 @@
 """Right and wrong kernels for the checks of warps with different roles."""
-import itertools
-
-from helpers import check, lessons
+import rings
+from helpers import check
+from mistakes.ways import INSTEAD
 
 HEAD = """
 from triton.experimental import gluon
@@ -10,34 +10,6 @@ from helpers.hopper import async_load, mbarrier, warpgroup_mma, warpgroup_mma_wa
 from helpers.lessons.warp_specialization import (LOWEST, ROWS, as_operand, fetch, hand_on, make_ring, place_of, put, reader,
                                                  receive, ring_for, softmax, start_scores, start_values, take, writer)
 """
-NAMES = itertools.count()
-
-
-class Raises:
-    """In place of a kernel."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __getitem__(self, grid):
-        raise self.error
-
-
-INSTEAD = dict(stub=Raises(NotImplementedError()), broken=Raises(ZeroDivisionError("by zero")))
-
-
-def wrong(source, name, *changes):
-    """The kernel of this name, for each (old, new) with new in the one place of old."""
-    for old, new in changes:
-        assert source.count(old) == 1, (old, source.count(old))
-        source = source.replace(old, new)
-    return getattr(lessons.module_of(HEAD + source, f"mistake_{next(NAMES)}"), name)
-
-
-def changed(source, name):
-    return lambda *changes: wrong(source, name, *changes)
-
-
 UNTYPED = "    x = 0\n    for i in range(3):\n        x = x + 0.5\n"           # runs, and does not compile
 
 RING = """
@@ -64,7 +36,7 @@ def kernel(x_desc, y_ptr, N, STAGES: gl.constexpr):
     ring = ring_for(x_desc, STAGES, READERS=1)
     gl.warp_specialize([(adder, (ring, y_ptr, N)), (asker, (ring, x_desc, N))], [1], [32])
 """
-ring = changed(RING, "kernel")
+ring = rings.versions(HEAD + RING, "kernel")
 WAIT = "        mbarrier.wait(empty, parity ^ 1)\n"
 LOAD = "        x = receive(ring, i).load(layout)\n        hand_on(ring, i)\n"
 EARLY = "        tile = receive(ring, i)\n        hand_on(ring, i)\n        x = tile.load(layout)\n"
@@ -85,7 +57,7 @@ def kernel(o_ptr, late_ptr, begin, N, STAGES: gl.constexpr):
     gl.warp_specialize([(reader, (ring, o_ptr, N)), (late_reader, (ring, late_ptr, begin, N)), (writer, (ring, N))],
                        [4, 1], [32, 32])
 """
-readers = changed(READERS, "kernel")
+readers = rings.versions(HEAD + READERS, "kernel")
 SKIP = "            receive(ring, i)\n            hand_on(ring, i)\n"
 
 PRODUCT = """
@@ -117,7 +89,7 @@ def kernel(a_desc, b_desc, c_ptr, steps, STAGES: gl.constexpr):
     a, b = ring_for(a_desc, STAGES, READERS=1), ring_for(b_desc, STAGES, READERS=1)
     gl.warp_specialize([(multiplier, (a, b, c_ptr, steps)), (asker, (a, b, a_desc, b_desc, steps))], [1], [32])
 """
-product = changed(PRODUCT, "kernel")
+product = rings.versions(HEAD + PRODUCT, "kernel")
 BEHIND = "        if i > 0:\n            hand_on(a, i - 1)\n            hand_on(b, i - 1)\n"
 
 LATE = """
@@ -147,7 +119,7 @@ def late(q, k, v, N, factor, s_layout: gl.constexpr, o_layout: gl.constexpr):
     hand_on(v, N - 1)
     return acc / gl.convert_layout(l, gl.SliceLayout(1, o_layout))[:, None]
 """
-late = changed(LATE, "late")
+late = rings.versions(HEAD + LATE, "late")
 SHRINK = "        acc = acc * gl.convert_layout(alpha, gl.SliceLayout(1, o_layout))[:, None]\n"
 FIRST = "        s = start_scores(q_0, k, i, s_layout)\n"
 VALUES = "        acc = start_values(acc, p, v, i - 1, False)\n"

@@ -1,4 +1,4 @@
-"""Right and wrong versions of softmax, its logarithm, and matrix products."""
+"""Right and wrong versions of softmax, its logarithm and its entropy, and of matrix products."""
 import torch
 
 from helpers import check, device  # (before triton: helpers.device says why)
@@ -73,6 +73,26 @@ def with_masks(read=0, written=0):
         log_softmax_kernel[(len(x),)](x, z, N, x.stride(0), N + read, N + written, triton.next_power_of_2(N))
         return z
     return fn
+
+
+def entropy(x, padding=None, shift=True, guard=True):
+    if padding is not None:                              # lanes up to a multiple of 128, with this number
+        x = torch.nn.functional.pad(x, (0, -x.shape[1] % 128), value=padding)
+    s = x - (x.max(1, keepdim=True).values if shift else 0)
+    e = torch.exp(s)
+    p = e / e.sum(1, keepdim=True)
+    terms = p * (s - torch.log(e.sum(1, keepdim=True)))
+    return -(torch.where(p > 0, terms, 0.0) if guard else terms).sum(1)
+
+
+ENTROPY = dict(right=[entropy, lambda x: entropy(x, padding=-float("inf"))], wrong={
+    "rows of a power of two": [lambda x: -entropy(x), lambda x: entropy(x) / 0.7, lambda x: 0 * x[:, 0] + entropy(x)[0]],
+    "rows that are no power of two": [lambda x: entropy(x, padding=0.0), lambda x: entropy(x[:, :64])],
+    "a row of one number is certain": [lambda x: entropy(x) + 1e-3, lambda x: entropy(x, padding=0.0)],
+    "scores of 1e4, and all negative": [lambda x: entropy(x, shift=False), lambda x: entropy(x, padding=-1000.0)],
+    "weights of 0 add nothing": lambda x: entropy(x, guard=False),
+    "every row gets its number": lambda x: without_the_last(entropy(x)),
+    "nothing outside is written": lambda x: beyond_the_end(entropy(x))})
 
 
 # ---------------------------------------------------------------- products, in Triton
@@ -152,6 +172,7 @@ CASES = {
         "scores of -inf weigh nothing": lambda x: softmax(torch.where(x == -float("inf"), 0.0, x))}),
     check.log_softmax: dict(right=[log_softmax, with_masks()], wrong=LOG_SOFTMAX,
                             also=[lambda x: torch.log(softmax(x))]),
+    check.entropy: ENTROPY,
     check.matmul: dict(right=[product, torch.matmul], wrong=products(
         torch.matmul, half=[steps_in_float16, lambda a, b: product(a, b, acc=tl.float16)],
         steps=lambda a, b: product(a, b, steps=False)) | {

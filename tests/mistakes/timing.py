@@ -2,7 +2,7 @@
 import statistics
 
 from helpers import check  # (before triton: helpers.device says why)
-from mistakes.ways import beyond_the_end, when
+from mistakes.ways import beyond_the_end, mistaken, when
 
 import torch
 import triton
@@ -26,8 +26,7 @@ def median_time(gpu, calls, warm_up=True, flush=True, settle=True, wait=True, av
     return average(times)
 
 
-def timing(**mistake):
-    return lambda gpu, calls: median_time(gpu, calls, **mistake)
+timing = mistaken(median_time)
 
 
 def place(part):
@@ -43,8 +42,7 @@ def verdict(row, units=UNITS, least=60, out=60):
     return name if row[name] >= least else "waiting"
 
 
-def judging(**mistake):
-    return lambda row: verdict(row, **mistake)
+judging = mistaken(verdict)
 
 
 def without(missing):
@@ -71,8 +69,7 @@ def largest(v, rows=512, masked=True, columns=64, heads=None):
     return o.amax(1)
 
 
-def finding(**mistake):
-    return lambda v: largest(v, **mistake)
+finding = mistaken(largest)
 
 
 def beside(v):
@@ -84,6 +81,7 @@ LARGEST = {
     "one head": [lambda v: v.float().amax(1), lambda v: v.float().abs().amax(2)],
     "several heads": finding(heads=1),
     "a length that is no multiple of a tile": finding(masked=False),
+    "the result is float32": lambda v: largest(v).to(v.dtype),
     "every output element is written": when(largest, lambda v: True, lambda o, v: torch.empty_like(o)),
     "nothing is written outside of the tensors": lambda v: beyond_the_end(largest(v)),
     "sectors of v are fetched whole and once": [beside, finding(columns=1), finding(columns=8),

@@ -1,7 +1,27 @@
 """Ways to go wrong that several topics share."""
+import functools
+
 import torch
 
 from helpers.check.core import guarded
+
+
+class Raises:
+    """In place of a kernel."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __getitem__(self, grid):
+        raise self.error
+
+
+INSTEAD = dict(stub=Raises(NotImplementedError()), broken=Raises(ZeroDivisionError("by zero")))
+
+
+def mistaken(right):
+    """Makes wrong versions: mistaken(right)(**mistake) is right with these arguments."""
+    return functools.partial(functools.partial, right)
 
 
 def when(right, applies, spoil):

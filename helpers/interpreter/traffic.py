@@ -87,7 +87,7 @@ def of(lesson: str, function: str, *shapes, dtype="float16", **options) -> Traff
 def _in_a_process(*arguments, **options) -> Traffic:
     moved = Traffic()
     try:
-        rows = process.call("helpers.traffic", "_rows", arguments, options, TRITON_INTERPRET="1")
+        rows = process.call("helpers.interpreter.traffic", "_rows", arguments, options, TRITON_INTERPRET="1")
     except RuntimeError as problem:
         raise RuntimeError(f"{arguments[1]} could not be counted: {problem}") from None
     moved.rows.update({tuple(key): Moved(*numbers) for key, numbers in rows})

@@ -1,5 +1,4 @@
 """Processes of their own, with another environment and a time limit: a command, or a function of ours, JSON in and out."""
-import importlib
 import json
 import os
 import signal
@@ -55,14 +54,3 @@ def call(module: str, function: str, *arguments, limit_s=LIMIT_S, **environment)
     if "error" in answer:
         raise Failed(answer["error"], err)
     return answer["result"]
-
-
-def _answer(module, function, arguments) -> dict:
-    try:
-        return dict(result=getattr(importlib.import_module(module), function)(*arguments))
-    except Exception as problem:
-        return dict(error=f"{type(problem).__name__}: {problem}")
-
-
-if __name__ == "__main__":
-    print(json.dumps(_answer(*json.load(sys.stdin))))

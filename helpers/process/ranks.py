@@ -36,7 +36,7 @@ class Ranks:
         shared = dict(WORLD_SIZE=str(size), OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
         if backend == "gloo":
             shared |= dict(TRITON_INTERPRET="1")
-        command = [sys.executable, "-m", "helpers.ranks", module, backend, f"{self.folder.name}/store", str(timeout)]
+        command = [sys.executable, "-m", "helpers.process.ranks", module, backend, f"{self.folder.name}/store", str(timeout)]
         self.processes = [
             subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=words.open("w"), text=True,
                              cwd=ROOT, env=os.environ | shared | dict(RANK=str(rank), LOCAL_RANK=str(rank)))
