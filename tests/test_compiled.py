@@ -246,7 +246,7 @@ def fused():
                    (LOAD, ADD, ROOM), stack=72 if group > 1 else 16 if D == 64 else 0)
     made = dict(BLOCK_M=64, BLOCK_N=128, BLOCK_D=128, num_warps=8, num_stages=2, stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
     yield Case("backward_hopper", "one_walk_kernel", 90, "fp16", 128, made, stack=80)
-    made = dict(stats_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
+    made = dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
     yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
 
 
