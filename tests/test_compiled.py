@@ -197,8 +197,8 @@ def masked():
                "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
     for capability, dtype, D, BLOCK, change, TMA in (
             (90, "fp16", 128, 64, "documents", True), (86, "fp16", 64, 64, "packed", False)):
-        tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
-        for way, size in zip(("forward", "dq", "dkdv"), tiles):
+        forward, backward = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
+        for way, size in (("forward", forward), ("dq", backward), ("dkdv", backward)):
             tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
             x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
             made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
