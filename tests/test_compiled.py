@@ -9,7 +9,7 @@ import triton
 
 import rings
 from helpers import compiled, lessons
-from helpers.lessons import (backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
+from helpers.lessons import (backward_hopper, backward_triton, causal_and_multihead, decoding, flash_attention_triton, fp8,
                              masks_and_scores, matmul_triton, prefetch, warp_specialization)
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -238,7 +238,7 @@ def cached():
 def fused():
     for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 4), ("bf16", 128, False, 1),
                                        ("fp16", 256, True, 1)):
-        BLOCK_M, BLOCK_N = {64: (128, 128), 128: (64, 128), 256: (64, 64)}[D]
+        BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
         made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
         made |= dict(stats_desc=f"tensordesc<fp32[1, 1, 1, {BLOCK_M}]>", near=8, group=group, IS_CAUSAL=is_causal, num_warps=8,
                      sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {min(D, 128)}]>")
