@@ -1,7 +1,7 @@
 """Functions by name. An operator of PyTorch takes tensors, numbers and strings: a name tells it which kernels to build."""
 import torch
 
-_rules = {}                                              # {name: (functions, what they are handed but for the tensors)}
+_rules = {"": ((None, None), ())}                        # {name: (functions, what they are handed but for the tensors)}
 
 
 def remember(functions: tuple, extra=()) -> tuple:
@@ -14,7 +14,41 @@ def remember(functions: tuple, extra=()) -> tuple:
 
 
 def recall(name: str, tensors) -> tuple:
-    """The functions of a name, and extra again, with these tensors in their places."""
+    """The functions of a name, and extra again, with these tensors in their places. "" is a name of two that are None."""
     functions, numbers = _rules[name]
     tensors = iter(tensors)
     return functions, tuple(next(tensors) if x is None else x for x in numbers)
+
+
+RULE = "Tensor[] tensors, Tensor[] learning, str mask, str score, int BLOCK, float scale"
+
+
+def operator(name: str, forward, fake, backward, second):
+    """forward(q, k, v, *rule) -> o, lse as an operator of PyTorch; fake makes its results without numbers, o in memory
+    like q, as each gradient lies like its tensor.
+
+    backward(q, k, v, o, lse, do, dlse, *rule) -> dq, dk, dv, and float32 gradients of the tensors that may learn, is an
+    operator as well: torch.compile looks into neither. `second` is its derivative. A rule is what RULE says.
+    """
+    def opaque(name, run, tensors, results):
+        schema = f"({', '.join(f'Tensor {x}' for x in tensors.split())}, {RULE}) -> ({results})"
+        return torch.library.custom_op(name, run, mutates_args=(), schema=schema)
+
+    def save(ctx, inputs, output):
+        q, k, v, tensors, learning, *ctx.rest = inputs
+        ctx.number = len(tensors)
+        ctx.save_for_backward(q, k, v, *output, *tensors, *learning)
+
+    def differentiate(ctx, do, dlse):
+        saved, n = ctx.saved_tensors, 5 + ctx.number
+        *found, learned = gradients(*saved[:5], do, dlse, saved[5:n], saved[n:], *ctx.rest)
+        return *found, [None] * ctx.number, learned, *[None] * len(ctx.rest)
+
+    made = opaque(name, forward, "q k v", "Tensor, Tensor")
+    gradients = opaque(f"{name}_backward", backward, "q k v o lse do dlse", "Tensor, Tensor, Tensor, Tensor[]")
+    made.register_fake(fake)
+    gradients.register_fake(lambda q, k, v, o, lse, do, dlse, tensors, learning, *rest: (
+        *(fake(x, k, v)[0] for x in (q, k, v)), [torch.empty_like(x, dtype=torch.float32) for x in learning]))
+    made.register_autograd(differentiate, setup_context=save)
+    gradients.register_autograd(second)
+    return made

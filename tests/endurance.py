@@ -25,11 +25,9 @@ CASES = [(D, is_causal) for D in (64, 128, 256) for is_causal in (False, True)]
 
 
 def call(D, is_causal, q, k, v, do):
-    """o, dk, dv, and dq: one launch of the forward kernel, and for D up to 128 one of the backward kernel."""
+    """o, dk, dv, and dq: one launch of the forward kernel and one of the backward kernel."""
     tiles = warp_specialization.tiles_ws(D, 2**14, 2**14, is_causal, False)
     o, lse = warp_specialization.launch_ws(q, k, v, is_causal, D**-0.5, tiles=tiles)
-    if D > 128:
-        return o, o, o, o
     dq, dk, dv = backward_hopper.launch_backward(q, k, v, o, lse, do, torch.zeros_like(lse), is_causal, D**-0.5)
     return o, dk, dv, dq
 
@@ -44,7 +42,7 @@ def endure(seconds):
                 *same, dq = call(*arguments)
             off = torch.stack([(x != y).any() for x, y in zip(same, exact)]).any()
             off |= ~((dq - near).nan_to_num(9).abs().max() <= 2**-10 * near.nan_to_num(0, 0, 0).abs().max())
-            launches, wrong = launches + 1 + (arguments[0] <= 128), wrong + off.int()
+            launches, wrong = launches + 2, wrong + off.int()
         torch.cuda.synchronize()
     print(f"{launches} launches, {int(wrong)} results off", flush=True)
 

@@ -197,8 +197,8 @@ def masked():
                "packed": dict(MASK="between", mask_extra=["*i32", "*i32"], group=4)}
     for capability, dtype, D, BLOCK, change, TMA in (
             (90, "fp16", 128, 64, "documents", True), (86, "fp16", 64, 64, "packed", False)):
-        tiles = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
-        for way, size in zip(("forward", "dq", "dkdv"), tiles):
+        forward, backward = masks_and_scores.masked_tiles(D, TYPES[dtype], BLOCK)
+        for way, size in (("forward", forward), ("dq", backward), ("dkdv", backward)):
             tile = f"tensordesc<{dtype}{[1, 1, size['BLOCK_M' if way == 'dkdv' else 'BLOCK_N'], size['BLOCK_D']]}>"
             x, shared = tile if TMA else f"*{dtype}", LARGE if capability in (90, 100) else SMALL
             made = dict(score_extra=[], SCORE=None, DERIVATIVE=None) | changes[change] | size | dict(
@@ -236,17 +236,17 @@ def cached():
 
 
 def fused():
-    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 1), ("bf16", 128, False, 1),
-                                       ("fp16", 128, True, 4)):
+    for dtype, D, is_causal, group in (("fp16", 64, True, 1), ("fp16", 128, True, 4), ("bf16", 128, False, 1),
+                                       ("fp16", 256, True, 1)):
         BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
         made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
-        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}]>", sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {D}]>")
-        made |= dict(IS_CAUSAL=is_causal, EVEN=not is_causal, group=group, num_warps=8)
+        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, 1, {BLOCK_M}]>", near=8, group=group, IS_CAUSAL=is_causal, num_warps=8,
+                     sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {min(D, 128)}]>")
         yield Case("backward_hopper", "flash_attention_backward_kernel", 90, dtype, D, made,
-                   (LOAD, ADD, ROOM), stack=48 if group > 1 else 24 if D == 64 else 0)
-    made = backward_hopper.walk_tiles(128) | dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
+                   (LOAD, ADD, ROOM), stack=24 if D == 64 else 0)
+    made = dict(BLOCK_M=64, BLOCK_N=128, BLOCK_D=128, num_warps=8, num_stages=2, stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)
     yield Case("backward_hopper", "one_walk_kernel", 90, "fp16", 128, made, stack=80)
-    made = dict(stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
+    made = dict(stats_ptr="*fp32", N_pad=4096, BLOCK_M=64, BLOCK_D=128)
     yield Case("backward_hopper", "prepare_kernel", 90, "fp16", 128, made, products=False)
 
 

@@ -213,7 +213,7 @@ def test_lists():
     """Rows with the most tiles first; full tiles before partial ones; by columns for the other kernel."""
     made = block_map(lesson.window, 64, 64, (0, 40), BLOCK=16)
     assert made.kinds[0, 0].tolist() == [[1, 0, 0, 0], [2, 1, 0, 0], [1, 2, 1, 0], [1, 1, 2, 1]]
-    order, ends, tiles, order_k, ends_k, tiles_k = made.lists
+    order, ends, tiles, order_k, ends_k, tiles_k = made.tensors
     assert order.tolist() == [3, 2, 1, 0] and ends.tolist() == [[[[0, 1], [1, 2], [1, 3], [1, 4]]]]
     assert tiles[0, 0, 2].tolist() == [1, 0, 2, 3] and tiles[0, 0, 3].tolist() == [2, 0, 1, 3]
     assert order_k.tolist() == [0, 1, 2, 3] and ends_k.tolist() == [[[[1, 4], [1, 3], [1, 2], [0, 1]]]]
@@ -305,7 +305,7 @@ def test_opcheck():
     mask = block_map(lesson.causal, 9, 11, (2,), BLOCK=16)
     bias = torch.zeros(40, device=device.DEVICE, requires_grad=True)
     score = lesson.score_change(relative, learn_relative, (bias, 9, 11))
-    given = q, k, v, mask.lists, mask.BLOCK, mask.extra, score.extra, mask.rule, score.rule, 0.5
+    given = q, k, v, mask.tensors, score.extra, mask.rule, score.rule, mask.BLOCK, 0.5
     assert set(opcheck(lesson.masked_operator, given).values()) == {"SUCCESS"}
 
 

@@ -19,7 +19,7 @@ def merge_splits(fn):
 
     float32 tensors. A part without keys has zeros and lse = -inf, and so has a row without any.
     """
-    on = over("{} rows of {} parts", _parts)
+    on = over("parts [{}, {}, 16]", _parts)
     right = functools.partial(_merged, ("o", "lse"))
     shapes = (3, 4), (5, 7), (1, 33)
     properties("merge_splits", [

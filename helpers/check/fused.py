@@ -103,7 +103,7 @@ def fused_gradients(fn):
 
 def _needs(BLOCK_M, BLOCK_N, D):
     """The bytes of the tiles in shared memory, and the numbers in registers of each of 256 threads."""
-    tiles = 2 * BLOCK_N * D + 2 * 2 * BLOCK_M * D + 2 * BLOCK_N * BLOCK_M              # k, v; q, do; ds: of 16 bits
+    tiles = 2 * BLOCK_N * D + 2 * 2 * BLOCK_M * D + BLOCK_N * BLOCK_M                  # k, v; q, do; ds: of 16 bits
     numbers = 2 * BLOCK_N * D + 2 * BLOCK_N * BLOCK_M                                  # dk, dv; s and dp
     return 2 * tiles + 4 * BLOCK_M * D + 2 * 2 * 4 * BLOCK_M, numbers // 256
 

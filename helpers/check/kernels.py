@@ -94,4 +94,4 @@ def shared_out(fn, x, most):
         loads[program] = loads.get(program, 0) + _of(x, [(program, addresses)]).size
     if max(loads.values(), default=0) <= most:
         return ""
-    return f"there are {len(loads)} programs, and one of them reads {max(loads.values()):,} of {x.numel():,} elements"
+    return f"of {len(loads)} in all, a program reads {max(loads.values()):,} of {x.numel():,} elements"

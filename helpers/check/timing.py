@@ -81,7 +81,8 @@ def median_time(fn):
         ("two slow calls in five change nothing",
          _same("that is a tenth slower now and then", gpu=TwoInFive, cached=1100)),
         ("two fast calls in five change nothing",
-         _same("that is a tenth faster now and then", gpu=TwoInFive, cached=900))
+         _same("that is a tenth faster now and then", gpu=TwoInFive, cached=900)),
+        ("as many calls as asked for", _count)
     ], fn)
 
 
@@ -93,6 +94,12 @@ def _same(what, calls=20, gpu=ToyGPU, **change):
         before, after = fn(ToyGPU(**PLAIN), calls), fn(gpu(**PLAIN | change), calls)
         return near(f"{KERNEL} {what}", after, before, 0.02)
     return case
+
+
+def _count(fn):
+    few, many = ToyGPU(**PLAIN), ToyGPU(**PLAIN)
+    fn(few, 9), fn(many, 29)
+    return "" if many.calls - few.calls == 20 else f"with calls = 9 the kernel runs {few.calls} times, with 29 {many.calls}"
 
 
 # ---------------------------------------------------------------- a report of the hardware's counters
@@ -138,7 +145,7 @@ def _type(fn, v):
     return "" if (got := fn(v).dtype) == torch.float32 else f"it is {str(got)[6:]}"
 
 
-_on = over("{} heads of {} rows", _values)
+_on = over("v [{}, {}, 64]", _values)
 _right = agrees(lambda v: v.float().abs().amax(1).cpu().numpy())
 _shapes = (1, 128), (2, 1000)
 LARGEST = [("one head", _on(_right, (1, 128), (1, 1024))), ("several heads", _on(_right, (3, 512))),

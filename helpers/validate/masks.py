@@ -40,7 +40,7 @@ def masking(q, k, v, enable_gqa, mask, score, sink):
                          f"and q and k have {(B, heads, N_q, N_k)}")
     if sink is not None and not (isinstance(sink, torch.Tensor) and sink.shape == (heads,)):
         raise ValueError(f"sink is {_shape(sink)}: expected a tensor [{heads}], a logit for each head")
-    tensors = dict(mask=mask and [*mask.lists, *mask.extra], score=score and score.extra, sink=[sink])
+    tensors = dict(mask=mask and mask.tensors, score=score and score.extra, sink=[sink])
     for name, x in ((name, x) for name, found in tensors.items() for x in found or () if x is not None):
         together(name, x.device, "q", q.device)
     if score and not score.learns and any(x.requires_grad for x in score.extra):

@@ -130,7 +130,7 @@ GIVE = "    async_add(dq_desc, [i * 64, 0], dq_tile)\n"
 TO = "    dq = warpgroup_mma(ds_tile.permute((1, 0)), k"
 
 
-def needs(M, N, D, places=2, dq=4, stats=16, ds=2, owned=2, scores=2, threads=256):
+def needs(M, N, D, places=2, dq=4, stats=16, ds=1, owned=2, scores=2, threads=256):
     return (4 * N * D + 2 * places * 2 * M * D + 2 * ds * N * M + dq * M * D + stats * M,
             (owned * N * D + scores * N * M) // threads)
 
@@ -163,7 +163,7 @@ CASES = {
                "the inputs are left as they were": triton_version(("    return dq, dk, dv", "    q *= 2\n    return dq, dk, dv"))}),
     check.backward_needs: dict(
         right=[fit()],
-        wrong={"shared memory, with 128 keys": [fit(places=1), fit(ds=1), fit(dq=2), fit(stats=8), fit(stats=0)],
+        wrong={"shared memory, with 128 keys": [fit(places=1), fit(ds=2), fit(dq=2), fit(stats=8), fit(stats=0)],
                "shared memory, with other tiles": [lambda M, N, D: (needs(M, 128, D)[0], needs(M, N, D)[1]), lambda *s: needs(*s)[0]],
                "registers, with 128 keys": [fit(owned=1), fit(scores=1), fit(threads=128)],
                "registers, with other tiles": lambda M, N, D: (needs(M, N, D)[0], 192)}),
