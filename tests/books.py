@@ -1,5 +1,6 @@
 """What the tests know of notebooks: their cells, their exercises, and how to run a solution."""
 import ast
+import functools
 import re
 import textwrap
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ class Exercise:
     solution: str
 
 
+@functools.cache
 def read(lesson):
+    """A lesson as nbformat has it, which nobody changes."""
     return nbformat.read(NOTEBOOKS / f"{lesson}.ipynb", as_version=4)
 
 

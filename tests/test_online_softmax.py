@@ -11,7 +11,7 @@ from helpers import lessons, reference
 lesson = lessons.online_softmax
 flash = lessons.flash_attention_numpy
 LOWEST = np.finfo(np.float32).min
-many = settings(max_examples=150, deadline=None)
+many = settings(max_examples=80, deadline=None)
 
 
 # ---------------------------------------------------------------- exact: whole scores, and base^s in place of e^s

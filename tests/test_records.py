@@ -107,9 +107,9 @@ interpreted = pytest.mark.skipif(not device.INTERPRETED, reason="on a GPU the no
 
 def test_a_table_and_where_it_comes_from(capsys):
     lesson = lessons.measuring
-    lesson.table([("kernel", "ms"), ("v2", 1.25), ("standard", 10)], mark="[gpu] ")
+    lesson.table([("kernel", "ms"), ("v2", 1.25), ("standard", 10)])
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["[gpu] kernel       ms", "[gpu] v2         1.25", "[gpu] standard     10"]
+    assert lines == ["kernel       ms", "v2         1.25", "standard     10"]
     assert lesson.where(records.load("backward")).startswith("NVIDIA H200, torch 2.")
 
 

@@ -7,7 +7,9 @@ import torch
 
 from helpers import reference
 
-SHAPES = [((5, 3), (5, 3)), ((2, 4, 7, 8), (2, 4, 7, 8)), ((2, 6, 5, 4), (2, 2, 9, 4)), ((1, 4, 9, 4), (1, 1, 5, 4))]
+each_shape = pytest.mark.parametrize("shapes", [((5, 3), (5, 3)), ((2, 4, 7, 8), (2, 4, 7, 8)), ((2, 6, 5, 4), (2, 2, 9, 4)),
+                                                ((1, 4, 9, 4), (1, 1, 5, 4))])
+causal_or_not = pytest.mark.parametrize("is_causal", [False, True])
 
 
 def inputs(q_shape, k_shape, seed=0):
@@ -32,8 +34,8 @@ def by_loops(q, k, v, is_causal, scale):
     return o, lse
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("is_causal", [False, True])
+@each_shape
+@causal_or_not
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_agrees_with_loops(shapes, is_causal, scale):
     q, k, v = inputs(*shapes)
@@ -43,16 +45,16 @@ def test_agrees_with_loops(shapes, is_causal, scale):
     np.testing.assert_allclose(lse, want_lse.reshape(lse.shape), rtol=1e-12)
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("is_causal", [False, True])
+@each_shape
+@causal_or_not
 def test_torch_version_agrees(shapes, is_causal):
     q, k, v = inputs(*shapes)
     o = reference.torch_attention(*map(torch.tensor, (q, k, v)), is_causal=is_causal)
     np.testing.assert_allclose(o.numpy(), reference.attention(q, k, v, is_causal=is_causal), rtol=1e-11, atol=1e-14)
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("is_causal", [False, True])
+@each_shape
+@causal_or_not
 def test_gradients_agree_with_autograd(shapes, is_causal):
     q, k, v = inputs(*shapes)
     do = np.random.default_rng(1).standard_normal(q.shape)
@@ -67,8 +69,8 @@ def masks(q_shape, k_shape, seed=2):
     return (np.random.default_rng(seed).random((*q_shape[:-1], k_shape[-2])) >= 0.3) / 0.7
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("is_causal", [False, True])
+@each_shape
+@causal_or_not
 def test_kept_probabilities(shapes, is_causal):
     q, k, v = inputs(*shapes)
     N_k, keep = k.shape[-2], masks(*shapes)
@@ -80,8 +82,8 @@ def test_kept_probabilities(shapes, is_causal):
     np.testing.assert_array_equal(lse, reference.attention(q, k, v, is_causal=is_causal, return_lse=True)[1])
 
 
-@pytest.mark.parametrize("shapes", SHAPES)
-@pytest.mark.parametrize("is_causal", [False, True])
+@each_shape
+@causal_or_not
 def test_gradients_with_kept_probabilities_agree_with_autograd(shapes, is_causal):
     q, k, v = inputs(*shapes)
     do, keep = np.random.default_rng(1).standard_normal(q.shape), masks(*shapes)
@@ -129,7 +131,7 @@ def test_large_logits_and_nan():
     assert np.isnan(reference.attention(q, k, v)).all()
 
 
-@pytest.mark.parametrize("is_causal", [False, True])
+@causal_or_not
 @pytest.mark.parametrize("last", [None, 2])
 def test_the_last_head_is_the_last_head(is_causal, last):
     q, k, v = map(torch.tensor, inputs((2, 3, 7, 8), (2, 3, 7, 8)))
