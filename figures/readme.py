@@ -77,17 +77,17 @@ def sentences() -> str:
         found = {way: ratios(way, peer) for way in PASSES}
         *first, last = (f"{sum(r < 1 for r in them)} of {len(them)} {way}" for way, them in found.items())
         return f"{RIVALS[peer]} is ahead in {', '.join(first)} and {last}"
-    wide = [r for r in records.load("backward")["rows"] if r["D"] == 256 and "error" not in r]
+    wide = [r for r in records.load("forward")["rows"] if r["D"] == 256 and "error" not in r]
     cases = [{r["name"]: r["tflops"] for r in wide if (r["N"], r["is_causal"]) == case}
              for case in {(r["N"], r["is_causal"]) for r in wide}]
-    least = min(case["v4"] / case["SDPA cudnn"] for case in cases)
+    least = min(case["v4"] / case["FlashAttention-4"] for case in cases)
     share = max(speeds("decoding")["ours"].values()) / records.load("decoding")["ceilings"]["copy_gb_per_s"]
     return textwrap.fill(
         f"On an {records.load('forward')['device']}, in float16, with heads of 64 and 128, the course's forward pass is "
         f"{beside('forward')}: the median of all cases, their least and most. Its backward pass is {beside('backward')}. "
         f"Decoding, one query for each sequence, it reads keys and values with up to {share:.0%} of a copy's GB/s, and is "
-        f"{beside('decoding')}. What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')} cases; backward "
-        f"with heads of 256 it has {least:.2f} of cuDNN's speed; and no other card was measured.",
+        f"{beside('decoding')}. What it does not reach: {ahead('FlashAttention-4')}, {ahead('SDPA cudnn')} cases; with "
+        f"heads of 256 its forward pass has down to {least:.2f} of FlashAttention-4's speed; and no other card was measured.",
         width=130, break_on_hyphens=False)
 
 
