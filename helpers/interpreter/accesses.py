@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 VERBS = dict(load="loads", store="stores", atomic="changes")
 CLASHES = dict(load=("store", "atomic"), store=("store", "load", "atomic"), atomic=("store", "load"))
@@ -91,7 +92,7 @@ class Anywhere:
     def outside(self, addresses, size) -> str:
         inside = np.zeros(addresses.shape, bool)
         for x in gc.get_objects():
-            if issubclass(type(x), torch.Tensor) and x.device.type == "cpu":
+            if issubclass(type(x), torch.Tensor) and not issubclass(type(x), FakeTensor) and x.device.type == "cpu":
                 with contextlib.suppress(RuntimeError):  # of a tensor of the compiler's, which has no memory
                     first, length = x.untyped_storage().data_ptr(), x.untyped_storage().nbytes()
                     inside |= (addresses >= first) & (addresses + size <= first + length)
