@@ -18,14 +18,15 @@ COLOURS = {"standard": plotting.HBM, "FlashAttention-2": plotting.KEY, "cuDNN": 
            "FlashAttention-4": plotting.OUTPUT, "ours": plotting.QUERY}
 
 
-def speeds(way: str) -> dict:
+def speeds(way: str, wide=False) -> dict:
     """{name: {case: TFLOP/s, or GB/s of decoding}} of a pass; our newest kernel is called "ours", what failed is left out.
+    D is 64 or 128, or 256 if it is to be wide.
 
     A case is (D, is_causal, N), of decoding (batch, key heads, keys).
     """
     (record, ours), found = PASSES[way], {}
     for r in records.load(record)["rows"]:
-        if "error" not in r and r["D"] <= 128 and (r["name"] != "ours" or ours == "ours"):     # or it is an older one
+        if "error" not in r and (r["D"] > 128) == wide and (r["name"] != "ours" or ours == "ours"):     # or it is an older one
             name = "ours" if r["name"] == ours else r["name"]
             case = tuple(r[key] for key in CASES[way])
             found.setdefault(name, {})[case] = r["tflops" if "tflops" in r else "gb_per_s"]
@@ -59,9 +60,9 @@ def headline():
     return fig
 
 
-def ratios(way: str, peer: str) -> list:
+def ratios(way: str, peer: str, wide=False) -> list:
     """Our speed over a peer's, in every case that was recorded for both."""
-    found = speeds(way)
+    found = speeds(way, wide)
     return [speed / found[peer][case] for case, speed in found["ours"].items() if case in found[peer]]
 
 
@@ -77,10 +78,7 @@ def sentences() -> str:
         found = {way: ratios(way, peer) for way in PASSES}
         *first, last = (f"{sum(r < 1 for r in them)} of {len(them)} {way}" for way, them in found.items())
         return f"{RIVALS[peer]} is ahead in {', '.join(first)} and {last}"
-    wide = [r for r in records.load("forward")["rows"] if r["D"] == 256 and "error" not in r]
-    cases = [{r["name"]: r["tflops"] for r in wide if (r["N"], r["is_causal"]) == case}
-             for case in {(r["N"], r["is_causal"]) for r in wide}]
-    least = min(case["v4"] / case["FlashAttention-4"] for case in cases)
+    least = min(ratios("forward", "FlashAttention-4", wide=True))
     share = max(speeds("decoding")["ours"].values()) / records.load("decoding")["ceilings"]["copy_gb_per_s"]
     return textwrap.fill(
         f"On an {records.load('forward')['device']}, in float16, with heads of 64 and 128, the course's forward pass is "
