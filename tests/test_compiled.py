@@ -240,8 +240,8 @@ def fused():
                                        ("fp16", 256, True, 1)):
         BLOCK_M, BLOCK_N = backward_hopper.backward_tiles_v4(D)
         made = descriptors(dtype, BLOCK_M, BLOCK_N, D) | dict(do_desc=f"tensordesc<{dtype}[1, 1, {BLOCK_M}, {D}]>")
-        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, 1, {BLOCK_M}]>", near=8, group=group, IS_CAUSAL=is_causal, num_warps=8,
-                     sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {min(D, 128)}]>")
+        made |= dict(stats_desc=f"tensordesc<fp32[1, 1, 1, {BLOCK_M}]>", near=8, group=group, IS_CAUSAL=is_causal,
+                     EVEN=not is_causal, num_warps=8, sum_desc=f"tensordesc<fp32[1, 1, {BLOCK_M}, {min(D, 128)}]>")
         yield Case("backward_hopper", "flash_attention_backward_kernel", 90, dtype, D, made,
                    (LOAD, ADD, ROOM), stack=80 if group > 1 else 16 if D == 64 else 0)  # outside of the loop of most turns
     made = dict(BLOCK_M=64, BLOCK_N=128, BLOCK_D=128, num_warps=8, num_stages=2, stats_ptr="*fp32", sum_ptr="*fp32", N_pad=4096)

@@ -393,7 +393,7 @@ def test_steps_of_several_tokens_and_a_cache_that_is_reused(gpt):
     want, cache = gpt(tokens).detach(), lesson.new_cache(gpt, 2, 12)
     lengths = cache[2]
     for _ in range(2):
-        lengths.zero_()                            # what is left from the first text is not seen in the second
+        lengths.zero_()                                  # what is left from the first text is not seen in the second
         got = torch.cat([lesson.step(gpt, part, cache) for part in tokens.split([7, 1, 4], dim=1)], dim=1)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     assert lengths.tolist() == [12, 12] and lengths.dtype == torch.int32
