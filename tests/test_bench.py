@@ -455,9 +455,10 @@ def test_a_record_where_there_is_a_gpu_and_where_there_is_none(elsewhere, monkey
     only(monkeypatch, four=suite_of(seen))
     found = bench.record("four")
     assert seen == [0, 1, 2, 3] == [row["N"] for row in found["rows"]] and found["what"] == "Four numbers."
+    assert bench.record("four", name=["four"], N=[3, 1])["rows"] == found["rows"][1::2] and seen[4:] == [1, 3]
     monkeypatch.setattr(device, "INTERPRETED", True)
     records.save("four", found)
-    assert bench.record("four") == found and len(seen) == 4
+    assert bench.record("four", N=[3]) == found and len(seen) == 6
 
 
 # the progress line, the commit

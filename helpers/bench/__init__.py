@@ -14,11 +14,15 @@ from helpers.bench.run import SUITES, rows_of
 import torch
 
 
-def record(name: str) -> dict:
-    """The record of one suite: measured now if there is a GPU, otherwise figures/h200/<name>.json."""
+def record(name: str, /, **live) -> dict:
+    """The record of one suite: figures/h200/<name>.json, or if there is a GPU, measured now.
+
+    `live` is {fact: its values}, such as N=[1024, 16384]: then a GPU measures no other rows.
+    """
     if device.INTERPRETED:
         return records.load(name)
-    rows = [row for job in SUITES[name]() for row in rows_of(*job)]
+    rows = [row for facts, measure in SUITES[name]() if all(facts[key] in values for key, values in live.items())
+            for row in rows_of(facts, measure)]
     torch.cuda.empty_cache()                             # another notebook may be at work on the same GPU
     return made_of(name, clock.provenance(f"bench.record({name!r})"), rows)
 
