@@ -15,7 +15,7 @@ IMPORTS = ['import sys', 'sys.path.insert(0, "..")                  # the course
 TAGS = {"nbval-ignore-output", "raises-exception"}
 UNCOMPARED = 4                                           # cells of a lesson that nbval may leave uncompared
 TOPICS = [name.split("_", 1)[1] for name in books.NAMES]
-# "lesson 9", lesson_09 and "09_topic", but not the name of a notebook's file
+# lesson 9, lesson_09 and 09_topic, but not the name of a notebook's file
 NUMBERED = re.compile(r"[Ll]esson[s]?[ _]?\d|\b\d\d_[a-z]\w*\b(?!\.ipynb)")
 
 every_lesson = pytest.mark.parametrize("name", books.NAMES)

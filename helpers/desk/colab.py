@@ -29,15 +29,15 @@ def repository():
 
 
 def badge(lesson, folder):
-    """The line of Markdown that opens a lesson's copy; folder: the way to figures/."""
-    return (f"[![Open this lesson in Google Colab]({folder}colab.svg)]"
-            f"({SITE}/{repository()}/blob/colab/notebooks/{lesson}.ipynb)")
+    """The Markdown that opens a lesson's copy; folder: the way to figures/. The address has a line of its own."""
+    return (f"[![Open this lesson in Google Colab]({folder}colab.svg)][colab]\n\n"
+            f"[colab]:\n{SITE}/{repository()}/blob/colab/notebooks/{lesson}.ipynb")
 
 
-def with_badge(text, line):
+def with_badge(text, new):
     """The Markdown with its badge exchanged, or put at its end."""
-    old = re.compile(r"\[!\[Open this lesson in Google Colab\].*")
-    return old.sub(lambda hit: line, text) if old.search(text) else f"{text.rstrip()}\n\n{line}"
+    old = re.compile(r"\[!\[Open this lesson in Google Colab\].*(\n\n\[colab\]:\n\S+)?")
+    return old.sub(lambda hit: new, text) if old.search(text) else f"{text.rstrip()}\n\n{new}"
 
 
 def copy(notebook):
