@@ -15,6 +15,16 @@ def kind_of(q, k, v) -> tuple:
     return q.shape, q.stride(), k.shape, k.stride(), v.stride(), q.dtype, q.device
 
 
+def at_once(*tensors) -> bool:
+    """Whether kernels may be launched on these tensors without an operator, which costs the host time.
+
+    Not if the compiler looks on, a mode of PyTorch (a tracer, a counter, a checkpoint's policy), or one of the tensors'
+    own types.
+    """
+    return (not torch.compiler.is_compiling() and not torch._C._len_torch_dispatch_stack()
+            and all(type(x) in (torch.Tensor, torch.nn.Parameter) for x in tensors))
+
+
 def launch(kernel, kind, plan, **changing):
     """Launch a Triton or Gluon kernel on the GPU of the first of the `changing` arguments.
 

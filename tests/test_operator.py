@@ -1,11 +1,13 @@
 """attention as an operator of PyTorch: compiled, checkpointed, captured; and what it refuses."""
 import inspect
+from unittest import mock
 
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from attention import BOUNDS, VIEWS, causal_or_not, close_grads, compiled, grads, half_types, inputs, leaves, wanted
@@ -82,6 +84,26 @@ def test_o_lies_in_memory_like_q():
     """So a layer sews heads together without a copy."""
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(*SHAPE, torch.float16))
     assert attention(q, k, v, enable_gqa=True).stride() == q.stride()
+
+
+class Seen(TorchDispatchMode):
+    """A mode that notes which operators it sees."""
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names = [*getattr(self, "names", []), str(function)]
+        return function(*arguments, **options or {})
+
+
+def test_who_looks_on_sees_operators_and_gets_the_same():
+    *tensors, do = inputs(*SHAPE, more=1)
+    call = lambda: grads(attention, tensors, do, is_causal=True)
+    with mock.patch.object(lesson, "attention_forward", side_effect=AssertionError("an operator costs the host time")):
+        want = call()
+    with Seen() as seen:
+        got = call()
+    assert all(map(torch.equal, got, want))
+    assert {f"{lesson.SPACE}.{name}.default" for name in ("attention", "attention_backward")} <= set(seen.names)
+    with torch._subclasses.FakeTensorMode() as mode:
+        assert attention(*map(mode.from_tensor, tensors), enable_gqa=True).shape == tensors[0].shape
 
 
 @pytest.mark.parametrize("need", [(True, False, False), (False, True, False), (False, False, True)], ids=str)
