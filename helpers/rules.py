@@ -24,9 +24,9 @@ RULE = "Tensor[] tensors, Tensor[] learning, str mask, str score, int BLOCK, flo
 
 
 def operator(name: str, forward, fake, backward, second):
-    """forward(q, k, v, *rule) -> o, lse as an operator of PyTorch; fake makes its results without numbers, o in memory
-    like q, as each gradient lies like its tensor.
+    """forward(q, k, v, *rule) -> o, lse as an operator of PyTorch, and as a function that costs the host less time.
 
+    fake makes the results without numbers, o in memory like q, as each gradient lies like its tensor.
     backward(q, k, v, o, lse, do, dlse, *rule) -> dq, dk, dv, and float32 gradients of the tensors that may learn, is an
     operator as well: torch.compile looks into neither. `second` is its derivative. A rule is what RULE says.
     """
@@ -39,10 +39,26 @@ def operator(name: str, forward, fake, backward, second):
         ctx.number = len(tensors)
         ctx.save_for_backward(q, k, v, *output, *tensors, *learning)
 
-    def differentiate(ctx, do, dlse):
+    def found(ctx, do, dlse, run):
         saved, n = ctx.saved_tensors, 5 + ctx.number
-        *found, learned = gradients(*saved[:5], do, dlse, saved[5:n], saved[n:], *ctx.rest)
-        return *found, [None] * ctx.number, learned, *[None] * len(ctx.rest)
+        return run(*saved[:5], do, dlse, saved[5:n], saved[n:], *ctx.rest)
+
+    def differentiate(ctx, do, dlse):
+        *of_three, learned = found(ctx, do, dlse, gradients)
+        return *of_three, [None] * ctx.number, learned, *[None] * len(ctx.rest)
+
+    class Function(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, number, rest, q, k, v, *tensors):
+            given = q, k, v, tensors[:number], tensors[number:], *rest
+            output = forward(*given)
+            save(ctx, given, output)
+            return output
+
+        @staticmethod
+        def backward(ctx, do, dlse):                     # create_graph=True needs an operator, for its derivative
+            *of_three, learned = found(ctx, do, dlse, gradients if torch.is_grad_enabled() else backward)
+            return None, None, *of_three, *[None] * ctx.number, *learned
 
     made = opaque(name, forward, "q k v", "Tensor, Tensor")
     gradients = opaque(f"{name}_backward", backward, "q k v o lse do dlse", "Tensor, Tensor, Tensor, Tensor[]")
@@ -51,4 +67,5 @@ def operator(name: str, forward, fake, backward, second):
         *(fake(x, k, v)[0] for x in (q, k, v)), [torch.empty_like(x, dtype=torch.float32) for x in learning]))
     made.register_autograd(differentiate, setup_context=save)
     gradients.register_autograd(second)
-    return made
+    return made, lambda q, k, v, tensors, learning, *rest: Function.apply(
+        len(tensors), rest, q, k, v, *tensors, *learning)

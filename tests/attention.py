@@ -7,6 +7,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import device, launches, reference
 from helpers.lessons import (backward_triton, causal_and_multihead, flash_attention_triton, fp8, prefetch,
@@ -210,6 +211,13 @@ def check(attention, tensors, lse_bound=1e-5, tiles=None, **options):
     """Assert that an implementation is right on these tensors."""
     found = result(attention, tensors, **options, **({"tiles": tiles} if tiles else {}))
     close(tensors, *found, lse_bound, **options)
+
+
+class Seen(TorchDispatchMode):
+    """A mode that notes which operators it sees."""
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        self.names = [*getattr(self, "names", []), str(function)]
+        return function(*arguments, **options or {})
 
 
 def grads(attention, tensors, do, **options):

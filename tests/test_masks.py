@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch.library import opcheck
 
-from attention import BOUNDS, VIEWS, compiled, inputs, nan_in_new_memory, quietly
+from attention import BOUNDS, VIEWS, Seen, compiled, inputs, nan_in_new_memory, quietly
 from helpers import device, lessons, reference, rules
 from helpers.lessons import masks_and_scores as lesson
 
@@ -290,8 +290,12 @@ def test_one_graph():
         return masked_attention(q, k, v, mask=mask, score=lesson.Score(score.rule, [bias], True))
     score = lesson.score_change(relative, learn_relative, (slopes, 20, 20))
     leaves = [x.requires_grad_() for x in tensors] + [slopes]
-    got = [[o := fn(*leaves), *torch.autograd.grad(o, leaves, do)] for fn in (attend, compiled(attend))]
-    close(*got, F32)
+    plain, in_a_graph = [[o := fn(*leaves), *torch.autograd.grad(o, leaves, do)] for fn in (attend, compiled(attend))]
+    with Seen() as seen:
+        operator = [o := attend(*leaves), *torch.autograd.grad(o, leaves, do)]
+    close(plain, in_a_graph, F32)
+    close(plain, operator, F32)
+    assert sum("masked" in name for name in seen.names) == 2           # forward and backward
 
 
 def test_packed_in_one_graph():

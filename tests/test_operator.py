@@ -7,10 +7,10 @@ import torch
 from torch.autograd import forward_ad
 from torch.library import opcheck
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from attention import BOUNDS, VIEWS, causal_or_not, close_grads, compiled, grads, half_types, inputs, leaves, wanted
+from attention import (BOUNDS, VIEWS, Seen, causal_or_not, close_grads, compiled, grads, half_types, inputs, leaves,
+                       wanted)
 from helpers import device, lessons
 from helpers.lessons import attention_in_a_model as lesson
 
@@ -84,13 +84,6 @@ def test_o_lies_in_memory_like_q():
     """So a layer sews heads together without a copy."""
     q, k, v = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in inputs(*SHAPE, torch.float16))
     assert attention(q, k, v, enable_gqa=True).stride() == q.stride()
-
-
-class Seen(TorchDispatchMode):
-    """A mode that notes which operators it sees."""
-    def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        self.names = [*getattr(self, "names", []), str(function)]
-        return function(*arguments, **options or {})
 
 
 def test_who_looks_on_sees_operators_and_gets_the_same():
