@@ -102,7 +102,7 @@ def test_the_first_kernels_on_a_gpu_that_is_not_current():
         torch.testing.assert_close(found, want, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("topic", LAUNCHING)             # helpers/launches.py launches the others
+@pytest.mark.parametrize("topic", LAUNCHING)             # helpers/launches launches the others
 def test_every_launch_is_on_the_gpu_of_its_tensors(topic):
     """By reading: `kernel[grid](...)` in a function stands in a `with torch.cuda.device_of(...)`."""
     def launches(node, guarded):

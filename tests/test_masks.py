@@ -7,7 +7,8 @@ import triton.language as tl
 from torch.library import opcheck
 
 from attention import BOUNDS, VIEWS, Seen, compiled, inputs, nan_in_new_memory, quietly
-from helpers import device, lessons, reference, rules
+from helpers import device, lessons, reference
+from helpers.launches import rules
 from helpers.lessons import masks_and_scores as lesson
 
 masked_attention, packed_attention, block_map = lesson.masked_attention, lesson.packed_attention, lesson.block_map
