@@ -21,7 +21,7 @@ def record(name: str, /, **live) -> dict:
     """
     if device.INTERPRETED:
         return records.load(name)
-    rows = [row for facts, measure in SUITES[name]() if all(facts[key] in values for key, values in live.items())
+    rows = [row for facts, measure in SUITES[name]() if all(facts.get(key) in values for key, values in live.items())
             for row in rows_of(facts, measure)]
     torch.cuda.empty_cache()                             # another notebook may be at work on the same GPU
     return made_of(name, clock.provenance(f"bench.record({name!r})"), rows)
