@@ -136,8 +136,15 @@ def test_exercises_say_how_hard_and_how_long(name):
 
 @every_lesson
 def test_lines_of_prose_are_short(name):
-    free = re.compile(r"\s*(\||<|!\[|http)|.*\]\(http")    # tables, tags, images, and lines with a long address
+    free = re.compile(r"\s*(\||<|!\[|http)")             # tables, tags, images, and addresses
     assert [line for line in books.prose(name).splitlines() if len(line) > 140 and not free.match(line)] == []
+
+
+@every_lesson
+def test_modules_that_prose_names_exist(name):
+    for named in re.findall(r"`helpers[./]([\w./]+)", books.prose(name)):
+        path = ROOT / "helpers" / named.removesuffix(".py").replace(".", "/")
+        assert path.exists() or path.with_suffix(".py").exists(), named
 
 
 @every_lesson
