@@ -2,9 +2,9 @@
 
 `run` drives the suites, `clock` takes the times, `kernels` has every attention by name; the suites are in `programs`,
 `attention`, `masks`, `decoding`, `ring`, `claims`, `host`, `model`, `planted` and `profile`. A result is compared with
-a reference before its time is kept. Times are CUDA events around one call, or around one replay of its CUDA graph where
-the host would be timed, too, after a rest and a warm-up, with the L2 cache overwritten between calls. `ncu` reads the
-hardware's counters; `profile` has help from `traces` and `sanitizers`.
+a reference before its time is kept. Times are CUDA events around one call, in attention around one replay of its CUDA
+graph, so that the host is not timed, too; after a rest and a warm-up, with the L2 cache overwritten between calls.
+`ncu` reads the hardware's counters; `profile` has help from `traces` and `sanitizers`.
 """
 from helpers import device, records
 from helpers.bench import (clock, programs, attention, masks, decoding, claims, host, model, planted, profile,

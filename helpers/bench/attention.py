@@ -1,4 +1,7 @@
-"""The suites of attention: each kernel of the course, forward and backward, beside PyTorch's in the same process."""
+"""The suites of attention: each kernel of the course, forward and backward, beside PyTorch's in the same process.
+
+All are replayed as CUDA graphs: what the host takes for a launch is measured by itself, in helpers/bench/host.py.
+"""
 import functools
 import statistics
 import subprocess
@@ -25,12 +28,11 @@ def random_inputs(*shape, dtype=torch.float16):
     return torch.randn(3, *shape, device=DEVICE).to(dtype)
 
 
-def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None,
-             replays=False):
+def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last=None, times=None, more=None):
     """A job for each of fns, {name: fn(q, k, v)}, on random inputs of one shape [B, heads, N, D], forward.
 
-    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times, with
-    `replays` those of a CUDA graph; the rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
+    The last head (its `last` queries only, if given) is compared with float64 before times(call) takes the times, of a
+    CUDA graph's replays; the rows hold the error and TFLOP/s, and what more(fn, q, k, v) adds.
     """
     (B, heads, N, D), inputs = shape, random_inputs(*shape, dtype=dtype)
     work = 4 * B * heads * N * N * D / (2 if is_causal else 1)
@@ -41,13 +43,11 @@ def compared(fns: dict, shape: tuple, is_causal=False, dtype=torch.float16, last
             kind, bound = "float8_e4m3fn", kernels.FP8_BOUND
         facts = dict(name=name, **kernels.version(name), dtype=kind, batch=B, heads=heads, N=N, D=D, is_causal=is_causal)
         yield facts, functools.partial(kernels.tolerant, name, _forward, name, fn, inputs, want, bound, last, work,
-                                       times or clock.timing, more, replays)
+                                       times or clock.timing, more)
 
 
-def _forward(name, fn, inputs, want, bound, last, work, times, more, replays):
-    call, facts = functools.partial(fn, *inputs), {}
-    if replays:
-        call, facts = clock.replayed(lambda: call)
+def _forward(name, fn, inputs, want, bound, last, work, times, more):
+    call, facts = clock.replayed(lambda: functools.partial(fn, *inputs))
     error = clock.verified(name, call()[-1, -1, -(last or 0):], want(), bound, f"N = {inputs[0].shape[2]}")
     taken = times(call) | facts
     added = more(fn, *inputs) if more else {}
@@ -84,12 +84,11 @@ def flash_attention_v2():
 
 @suite(seconds=175)
 def forward():
-    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward: CUDA
-    graphs."""
+    """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
     yield from _over_lengths(lambda D, N, is_causal: {
         **versions(is_causal=is_causal), **eight_bits(D, is_causal=is_causal), **kernels.peers(is_causal),
         kernels.FA4: kernels.fa4(is_causal), **({"FlexAttention": kernels.flex(N, is_causal)} if N in FLEX_LENGTHS else {})},
-        wide=WIDE_LENGTHS, replays=True)
+        wide=WIDE_LENGTHS)
 
 
 def versions(**options):
@@ -136,8 +135,7 @@ def _busy(work, fn):
 
 @suite(seconds=85)
 def backward():
-    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v: CUDA
-    graphs."""
+    """The backward pass by itself against PyTorch's: 16384 tokens in all, hidden size 2048, gradients of q, k and v."""
     def jobs(N, D, is_causal, inputs, do):
         fns = {"ours": kernels.flash(is_causal=is_causal), "v4": kernels.v4(is_causal=is_causal),
                **kernels.peers(is_causal), kernels.FA4: kernels.fa4(is_causal)}
@@ -147,8 +145,7 @@ def backward():
 
 @suite(seconds=20)
 def backward_ladder():
-    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048: CUDA
-    graphs."""
+    """The backward kernels by themselves, from two walks to v4's, and peers: one sequence, 16384 tokens, hidden 2048."""
     def jobs(N, D, is_causal, inputs, do):
         saved = functools.cache(lambda: kernels.forward_for_backward(*inputs, is_causal))
         steps = {name: lambda fn=fn: functools.partial(fn, *inputs, *saved(), do)

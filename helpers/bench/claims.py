@@ -1,6 +1,5 @@
 """The suites of what others have claimed of Triton kernels, in their sizes or near them."""
 import functools
-import statistics
 
 from helpers import reference
 from helpers.bench import clock, kernels
@@ -12,7 +11,6 @@ import torch
 
 BATCHES, SHORT_TO_LONG = [1, 2, 4, 8], [128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768]
 SHAPES_256 = [(1, 256), (2, 128), (8, 32)]               # heads, features of a head: a model dimension of 256
-SHORT, REPLAYS = 2048, 50                                # up to so many tokens, also what the GPU takes without the host
 TABLE_LENGTH = 8192
 SHAPES = [(4, 8, 512, 32), (1, 16, 8192, 128)]           # batch, heads, N, D
 PRODUCT = 8192
@@ -20,18 +18,12 @@ PRODUCT = 8192
 
 @suite(seconds=65)
 def lengths_and_batches():
-    """Time against sequence length for batches of 1 to 8: 8 heads of 64, forward, no mask, float16. For short ones
-    replay_ms, too: a call from a CUDA graph, which the host does not keep waiting."""
+    """Time against sequence length for batches of 1 to 8: 8 heads of 64, forward, no mask, float16."""
     peers = kernels.peers(False)
     fns = {"standard": peers["standard"], **versions(), "SDPA flash": peers["SDPA flash"]}
     for batch in BATCHES:
         for N in SHORT_TO_LONG:
-            yield from compared(fns, (batch, 8, N, 64), last=LAST, more=_from_a_graph if N <= SHORT else None)
-
-
-def _from_a_graph(fn, *inputs):
-    launch, _ = clock.replayed(lambda: functools.partial(fn, *inputs))
-    return dict(replay_ms=statistics.median(clock.call_times(launch, REPLAYS, clock.new_scratch())))
+            yield from compared(fns, (batch, 8, N, 64), last=LAST)
 
 
 @suite(seconds=28)
