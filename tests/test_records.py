@@ -88,7 +88,9 @@ def ratios(record, ours, peer, lengths, Ds=(64, 128)):
 @pytest.mark.parametrize("record,ours,peer,lengths,Ds,least", [
     (FORWARD, OURS, "SDPA flash", LONG, (64, 128), 1.4),
     (FORWARD, OURS, "SDPA cudnn", LONG, (64, 128), 1.0),
-    (FORWARD, OURS, "FlashAttention-4", LONG, (64, 128), 0.93),
+    pytest.param(FORWARD, OURS, "FlashAttention-4", LONG, (64, 128), 0.93, marks=pytest.mark.xfail(
+        reason="one of 12 cases misses it by less than 0.001", strict=True)),
+    (FORWARD, OURS, "FlashAttention-4", LONG, (64, 128), 0.929),
     (FORWARD, OURS, "SDPA flash", (512, 1024, 2048), (64, 128), 1),
     (FORWARD, OURS, "SDPA cudnn", (512, 1024, 2048), (64, 128), 0.9),
     (FORWARD, f"{OURS} fp8", OURS, (16384,), (128,), 1.2),
@@ -98,9 +100,9 @@ def ratios(record, ours, peer, lengths, Ds=(64, 128)):
     (BACKWARD, FUSED, "SDPA cudnn", LONG, (64, 128), 1.02),
     (BACKWARD, FUSED, "SDPA cudnn", (512, 1024, 2048), (64, 128), 0.95),
     (BACKWARD, FUSED, "SDPA cudnn", (4096, 16384), (256,), 1.0),
-    (BACKWARD, FUSED, "FlashAttention-4", LONG, (64, 128), 0.89)])
+    (BACKWARD, FUSED, "FlashAttention-4", LONG, (64, 128), 0.9)])
 def test_an_aim_is_met(record, ours, peer, lengths, Ds, least):
-    assert round(min(ratios(record, ours, peer, lengths, Ds)), 3) >= least          # in runs it differs by more
+    assert min(ratios(record, ours, peer, lengths, Ds)) >= least
 
 
 def test_masks_are_ahead_of_flexattention():
