@@ -75,13 +75,6 @@ def flash_attention_v1():
             yield from compared(fns, (1, 1, N, D), last=LAST)
 
 
-@suite(seconds=43)
-def flash_attention_v2():
-    """v2 against the same: 16384 tokens in all, hidden size 2048, forward, with and without a causal mask."""
-    yield from _over_lengths(lambda D, N, is_causal: {
-        "v2": kernels.v2(is_causal=is_causal), **kernels.peers(is_causal)})
-
-
 @suite(seconds=175)
 def forward():
     """v2, v3 and v4, in float16 and in FP8, against PyTorch's: 16384 tokens in all, hidden size 2048, forward."""
